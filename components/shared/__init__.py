@@ -1,0 +1,1 @@
+"""What several steps share: errors, files, model cards, detectors and lineage."""

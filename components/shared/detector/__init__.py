@@ -1,0 +1,20 @@
+"""Detectors: one way to run a model artifact, whichever runtime its format needs.
+
+No runtime is imported before a model of its format is opened.
+"""
+
+from yolo_distill.components.shared.detector.detecting import detect, postprocess, preprocess
+from yolo_distill.components.shared.detector.detections import Detections, Detector
+from yolo_distill.components.shared.detector.letterbox import Placement, letterbox
+from yolo_distill.components.shared.detector.opening import open_detector
+
+__all__ = [
+    "Detections",
+    "Detector",
+    "Placement",
+    "detect",
+    "letterbox",
+    "open_detector",
+    "postprocess",
+    "preprocess",
+]

@@ -1,0 +1,10 @@
+"""Which container image each kind of step runs in.
+
+A registry or a digest is chosen when the pipeline is compiled, by environment variable, so that no address is written
+into the code. The local runner ignores the image and uses the environment it was started from.
+"""
+
+import os
+
+CPU_IMAGE = os.environ.get("YOLO_DISTILL_CPU_IMAGE", "localhost/yolo-distill-python:0.1.0-cpu")
+TRAIN_IMAGE = os.environ.get("YOLO_DISTILL_TRAIN_IMAGE", "localhost/yolo-distill-python:0.1.0-cuda")

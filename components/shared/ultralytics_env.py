@@ -1,0 +1,20 @@
+"""Import this before ultralytics: it keeps the library to what it is asked for.
+
+Left alone, ultralytics writes a settings file into the user's home, installs missing packages by itself, asks the
+network whether it is there and logs to an MLflow run of its own beside ours.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / f"yolo-distill-{os.getuid()}"))
+Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+from ultralytics.utils import SETTINGS  # noqa: E402
+
+# dict.update leaves the settings file alone, where SETTINGS.update would write it.
+dict.update(SETTINGS, {name: False for name, value in SETTINGS.items() if value is True and name != "hub"})
+dict.update(SETTINGS, sync=False, hub=False)
