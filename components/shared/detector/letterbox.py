@@ -1,0 +1,61 @@
+"""Fitting an image into the square network input and boxes back into the image."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+PAD_VALUE = 114
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network input.
+
+    Attributes:
+        width: Pixels of the original image.
+        height: Pixels of the original image.
+        gain_x: Network pixels per image pixel, along x.
+        gain_y: The same along y; rounding to whole pixels makes it differ a little.
+        left: Padding left of the image in network pixels.
+        top: Padding above the image in network pixels.
+    """
+
+    width: int
+    height: int
+    gain_x: float
+    gain_y: float
+    left: int
+    top: int
+
+    def to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Map corners x1, y1, x2, y2 [n, 4] from network input to image pixels, clipped to the image."""
+        offset = np.array([self.left, self.top] * 2)
+        gain = np.array([self.gain_x, self.gain_y] * 2)
+        mapped: np.ndarray = np.clip((boxes - offset) / gain, 0, [self.width, self.height] * 2)
+        return mapped
+
+
+def letterbox(image: np.ndarray, imgsz: int) -> tuple[np.ndarray, Placement]:
+    """Scale an image to fit a square, centred, and pad it with grey.
+
+    Pixel for pixel what ultralytics' ``LetterBox`` does, so that a network sees at inference what it saw in training.
+
+    Args:
+        image: uint8 [height, width, 3].
+        imgsz: Side of the square in pixels.
+
+    Returns:
+        The square, uint8 [imgsz, imgsz, 3], and where the image lies in it.
+    """
+    height, width = image.shape[:2]
+    gain = min(imgsz / height, imgsz / width)
+    # A very thin image keeps at least one pixel.
+    new_width, new_height = max(round(width * gain), 1), max(round(height * gain), 1)
+    if (new_width, new_height) != (width, height):
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    # An odd pixel of padding goes to the right and below, hence the 0.1.
+    left, top = round((imgsz - new_width) / 2 - 0.1), round((imgsz - new_height) / 2 - 0.1)
+    square = np.full((imgsz, imgsz, 3), PAD_VALUE, np.uint8)
+    square[top : top + new_height, left : left + new_width] = image
+    return square, Placement(width, height, new_width / width, new_height / height, left, top)
