@@ -3,13 +3,17 @@
 Validation, EMA, optimiser, learning-rate schedule, warm-up, gradient clipping and checkpoints stay ultralytics' own.
 """
 
+import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
@@ -19,6 +23,7 @@ from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.model_card import ModelCard
 from yolo_distill.components.shared.precision import fast_autocast_dtype
 from yolo_distill.components.shared.progress import report_progress
 from yolo_distill.components.shared.views import (
@@ -246,11 +251,12 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
             return
         record = {"epoch": float(self.epoch + 1), **self.label_loss_items(self.tloss)}
         if self.args.val:
-            record |= {name: float(value) for name, value in self.metrics.items() if name.startswith("metrics/")}
+            # Ultralytics marks box metrics with "(B)", which is no legal name of a metric in MLflow.
+            record |= {name.removesuffix("(B)"): float(v) for name, v in self.metrics.items() if "metrics/" in name}
         self.history.append(record)
         note = f"loss {sum(float(v) for v in self.tloss.values()):.3f}"
-        if "metrics/mAP50-95(B)" in record:
-            note += f", val mAP50-95 {record['metrics/mAP50-95(B)']:.3f}"
+        if "metrics/mAP50-95" in record:
+            note += f", val mAP50-95 {record['metrics/mAP50-95']:.3f}"
         report_progress(self.epoch + 1, self.epochs, "epoch", note)
 
 
@@ -284,9 +290,49 @@ def resolve_model(model: str, shipped: Path | None = None) -> str:
     return model
 
 
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Write a training's history as JSON lines."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+@contextmanager
+def training_folder(work_root: Path | None, target: Path, identity: object) -> Iterator[Path]:
+    """Provide the folder that a training keeps its checkpoints in until it is finished.
+
+    Args:
+        work_root: Folder that outlives a killed task; the same training finds its checkpoints there and resumes. Without
+            it they lie beside the result and are lost with the task.
+        target: Where the result goes.
+        identity: Everything that tells this training from others, as JSON data.
+
+    Yields:
+        The folder, which is removed when the block ends well.
+    """
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = work_root / "training" / key if work_root else target.with_name(f"{target.name}.training")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def train_settings(**values: int | float | str) -> TrainSettings:
+    """Check what a user asked of a training.
+
+    Args:
+        **values: The fields of :class:`TrainSettings`.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{name}={first['input']!r}", first["msg"], f"Give another {name}") from error
+
+
+def last_metrics(card: ModelCard, history: list[dict[str, float]]) -> dict[str, float]:
+    """Return what a training's KFP metrics show: the network's cost and its last validation."""
+    metrics = {"parameters": float(card.parameters), "gflops": card.gflops}
+    for record in history:
+        metrics |= {name.partition("/")[2]: v for name, v in record.items() if "mAP" in name}
+    return metrics
 
 
 def _to_float32(outputs: Any) -> Any:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
+# Checkpoints are pickles: ultralytics then rebuilds only network classes that it knows.
+os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / f"yolo-distill-{os.getuid()}"))
 Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 

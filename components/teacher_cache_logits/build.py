@@ -1,0 +1,198 @@
+"""Builds the teacher cache, shard by shard."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.files import new_directory, require_free_space, sha256_file, write_text
+from yolo_distill.components.shared.progress import report_progress
+from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
+from yolo_distill.components.teacher_cache_logits.cache import (
+    MANIFEST_NAME,
+    SHARD_IMAGES,
+    CacheManifest,
+    ShardRecord,
+    cache_key,
+    shard_name,
+)
+from yolo_distill.components.teacher_cache_logits.teacher import (
+    PointSelection,
+    Teacher,
+    TeacherAnswers,
+    require_same_classes,
+)
+
+_LIBRARIES = ("ultralytics", "opencv-python", "numpy")
+# fp16 numbers kept at an anchor point, for the check that the cache will fit: logits and about this many features.
+_FEATURES_PER_POINT = 256
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What is asked of the teacher.
+
+    Attributes:
+        augmentation: How views are made.
+        open_views: Number of views with mosaic.
+        closed_views: Number of views without.
+        selection: Which anchor points are kept.
+        batch: Images a forward pass.
+    """
+
+    augmentation: Augmentation
+    open_views: int
+    closed_views: int
+    selection: PointSelection = PointSelection()
+    batch: int = 32
+
+    @property
+    def views(self) -> list[View]:
+        """Every view that the teacher is shown."""
+        return [View(n, closed=False) for n in range(self.open_views)] + [
+            View(n, closed=True) for n in range(self.closed_views)
+        ]
+
+
+def fingerprint(views: ViewDataset) -> dict[str, str]:
+    """Return what the views depend on besides the dataset: settings, libraries and checksums of probe views."""
+    return {**{f"{name} version": version(name) for name in _LIBRARIES}, **views.fingerprint()}
+
+
+def build_cache(
+    dataset: DetectionDataset, teacher_folder: Path, settings: CacheSettings, target: Path, work_root: Path | None = None
+) -> CacheManifest:
+    """Ask the teacher about every view and keep its answers.
+
+    Args:
+        dataset: The dataset artifact.
+        teacher_folder: The teacher's model artifact.
+        settings: What is asked.
+        target: Where the cache artifact goes.
+        work_root: Folder of caches shared by all runs, by content: shards found there are not computed again, and a
+            killed build goes on where it stopped. Without it the shards lie in the artifact.
+
+    Returns:
+        The cache's manifest.
+
+    Raises:
+        InputError: The teacher's classes are not the dataset's, no view is asked for, or the disk is too full.
+    """
+    if not settings.views:
+        raise InputError("views", "no view is asked for", "Ask for one view or more")
+    teacher = Teacher(teacher_folder)
+    require_same_classes(teacher.card, dataset, "teacher")
+    views = ViewDataset(dataset, settings.augmentation)
+    facts = fingerprint(views)
+    digest = teacher.card.digests[teacher.card.file]
+    key = cache_key(dataset.digest, digest, facts, settings.selection)
+    with new_directory(target) as folder:
+        shards = work_root / "teacher-cache" / key if work_root else folder / "shards"
+        shards.mkdir(parents=True, exist_ok=True)
+        require_free_space(shards, _estimated_bytes(teacher, views, settings))
+        records = _build_shards(teacher, views, settings, shards)
+        manifest = CacheManifest(
+            key=key,
+            dataset=dataset.digest,
+            teacher=digest,
+            teacher_name=teacher.card.architecture,
+            classes=dataset.classes,
+            imgsz=settings.augmentation.imgsz,
+            strides=teacher.strides,
+            reg_max=teacher.reg_max,
+            channels=_channels(teacher),
+            open_views=settings.open_views,
+            closed_views=settings.closed_views,
+            images=views.ni,
+            fingerprint=facts,
+            selection=settings.selection,
+            shards_folder=str(shards.absolute()) if work_root else "shards",
+            shards=records,
+        )
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def _build_shards(teacher: Teacher, views: ViewDataset, settings: CacheSettings, folder: Path) -> list[ShardRecord]:
+    chunks = [range(start, min(start + SHARD_IMAGES, views.ni)) for start in range(0, views.ni, SHARD_IMAGES)]
+    records = []
+    total = len(settings.views) * views.ni
+    done = 0
+    for view in settings.views:
+        for number, images in enumerate(chunks):
+            file = folder / shard_name(view, number)
+            if not file.exists():
+                _write_shard(teacher, views, view, images, settings, file)
+            records.append(_describe(file))
+            done += len(images)
+            report_progress(done, total, "view", f"{sum(r.bytes for r in records) / 1e6:.0f} MB")
+    return records
+
+
+def _describe(file: Path) -> ShardRecord:
+    with safe_open(file, framework="pt") as shard:
+        mass = float(shard.metadata()["score_mass"])
+    return ShardRecord(file=file.name, sha256=sha256_file(file), bytes=file.stat().st_size, score_mass=mass)
+
+
+def _write_shard(
+    teacher: Teacher, views: ViewDataset, view: View, images: range, settings: CacheSettings, file: Path
+) -> None:
+    keys = [views.key(view, index) for index in images]
+    loader = DataLoader(views, batch_size=settings.batch, sampler=keys, collate_fn=views.collate_fn)
+    kept: list[dict[str, torch.Tensor]] = []
+    total_mass = kept_mass = 0.0
+    for batch in loader:
+        answers = teacher.answer(batch["img"])
+        mask = teacher.select(answers, batch, settings.selection)
+        scores = answers.scores.float().sigmoid().sum(1)
+        total_mass += float(scores.sum())
+        kept_mass += float(scores[mask].sum())
+        kept += [_answer(answers, mask, row) for row in range(len(mask))]
+    partial = file.with_name(f"{file.name}.partial")
+    save_file(_ragged(kept), partial, metadata={"score_mass": str(kept_mass / total_mass)})
+    partial.replace(file)
+
+
+def _answer(answers: TeacherAnswers, mask: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
+    """Return the kept part of one image's answer, in fp16."""
+    points = mask[row].nonzero().squeeze(1)
+    kept = {
+        "points": points.int(),
+        "scores": answers.scores[row, :, points].T,
+        "boxes": answers.boxes[row, :, points].T,
+    }
+    first = 0
+    for level, feature in enumerate(answers.features):
+        count = feature.shape[2] * feature.shape[3]
+        local = points[(points >= first) & (points < first + count)] - first
+        kept[f"features.{level}"] = feature[row].flatten(1)[:, local].T
+        first += count
+    return {name: (t if name == "points" else t.half()).contiguous().cpu() for name, t in kept.items()}
+
+
+def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Put the answers of a shard one after the other, with where each begins."""
+    tensors = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+    for name in answers[0]:
+        if name not in {"scores", "boxes"}:
+            lengths = torch.tensor([0] + [len(answer[name]) for answer in answers])
+            tensors["offsets" if name == "points" else f"{name}.offsets"] = lengths.cumsum(0)
+    return tensors
+
+
+def _channels(teacher: Teacher) -> list[int]:
+    side = 2 * max(teacher.strides)
+    answers = teacher.answer(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    return [feature.shape[1] for feature in answers.features]
+
+
+def _estimated_bytes(teacher: Teacher, views: ViewDataset, settings: CacheSettings) -> int:
+    numbers = len(teacher.card.classes) + 4 * teacher.reg_max + _FEATURES_PER_POINT
+    return 2 * numbers * settings.selection.top_k * views.ni * len(settings.views)

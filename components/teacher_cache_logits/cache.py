@@ -1,0 +1,186 @@
+"""The teacher cache: what the teacher said about every view, for whoever trains on those views.
+
+Layout::
+
+    manifest.json            what was asked of whom, and the digest of every shard
+    <shards>/open-0003-00000.safetensors
+
+A shard holds the answers to one view of up to :data:`SHARD_IMAGES` images, as ragged arrays: ``points`` int32 [n] are
+the kept anchor points of one image after the other, ``scores`` fp16 [n, nc] and ``boxes`` fp16 [n, 4 * reg_max] the
+teacher's logits there, ``offsets`` int64 [images + 1] where each image begins. ``features.<level>`` fp16 [m, C] and
+``features.<level>.offsets`` hold the neck features at the kept points of a level. Shards are memory-mapped; nothing in
+them is executable.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
+
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.files import sha256_file
+from yolo_distill.components.shared.views import View
+from yolo_distill.components.teacher_cache_logits.teacher import PointSelection
+
+MANIFEST_NAME = "manifest.json"
+SHARD_IMAGES = 256
+
+
+class ShardRecord(BaseModel):
+    """One shard.
+
+    Attributes:
+        file: File name.
+        sha256: Digest of the file.
+        bytes: Its size.
+        score_mass: Fraction of the teacher's class scores, summed over all anchor points, that the kept points hold.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    sha256: str
+    bytes: int
+    score_mass: float
+
+
+class CacheManifest(BaseModel):
+    """What a cache holds.
+
+    Attributes:
+        key: Digest of everything that the answers depend on.
+        dataset: Digest of the dataset.
+        teacher: Digest of the teacher's checkpoint.
+        teacher_name: What the teacher is called.
+        classes: Class names by class index.
+        imgsz: Side of the views in pixels.
+        strides: Pixels between anchor points, by level.
+        reg_max: Bins of a box side's distribution.
+        channels: Channels of the neck features, by level.
+        open_views: Number of open views.
+        closed_views: Number of closed views.
+        images: Number of images of the training split.
+        fingerprint: What the views depend on besides the dataset.
+        selection: Which anchor points were kept.
+        shards_folder: Where the shards lie; relative to the manifest, or absolute in a shared cache.
+        shards: Every shard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    key: str
+    dataset: str
+    teacher: str
+    teacher_name: str
+    classes: list[str]
+    imgsz: int
+    strides: list[int]
+    reg_max: int
+    channels: list[int]
+    open_views: int
+    closed_views: int
+    images: int
+    fingerprint: dict[str, str]
+    selection: PointSelection
+    shards_folder: str
+    shards: list[ShardRecord]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def score_mass(self) -> float:
+        """Mean fraction of the teacher's class scores that the kept points hold."""
+        return sum(shard.score_mass for shard in self.shards) / len(self.shards)
+
+
+def cache_key(dataset: str, teacher: str, fingerprint: dict[str, str], selection: PointSelection) -> str:
+    """Return the digest under which answers are kept: equal keys mean equal answers.
+
+    Args:
+        dataset: Digest of the dataset.
+        teacher: Digest of the teacher's checkpoint.
+        fingerprint: What the views depend on besides the dataset.
+        selection: Which anchor points are kept.
+    """
+    content = json.dumps([1, dataset, teacher, fingerprint, selection.model_dump(), SHARD_IMAGES], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def shard_name(view: View, chunk: int) -> str:
+    """Return the file name of the shard that holds a chunk of a view."""
+    return f"{view}-{chunk:05d}.safetensors"
+
+
+class TeacherCache:
+    """A cache opened for reading; an :class:`~yolo_distill.components.shared.views.AnswerSource`.
+
+    Attributes:
+        manifest: What it holds.
+        shards: Folder of its shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a cache and check every shard against its digest.
+
+        Args:
+            folder: The cache artifact.
+
+        Raises:
+            InputError: The folder is no cache, or a shard is missing or damaged.
+        """
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            raise InputError(folder, f"is not a teacher cache, it has no {MANIFEST_NAME}", "Build the cache again")
+        try:
+            self.manifest = CacheManifest.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise InputError(path, f"is not a valid cache manifest: {error}", "Build the cache again") from error
+        self.shards = folder / self.manifest.shards_folder
+        for shard in self.manifest.shards:
+            file = self.shards / shard.file
+            if Path(shard.file).name != shard.file or not file.is_file() or sha256_file(file) != shard.sha256:
+                raise InputError(file, "is missing or differs from its digest", "Build the cache again")
+        self._open: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave memory maps behind when a loader process is started."""
+        return {**self.__dict__, "_open": {}}
+
+    def read(self, view: View, index: int) -> dict[str, torch.Tensor]:
+        """Return the teacher's answer to one view of one image.
+
+        Args:
+            view: The view.
+            index: The image, by its place in the training split.
+
+        Returns:
+            ``points`` int64 [n], ascending anchor point indices; ``scores`` [n, nc] and ``boxes`` [n, 4 * reg_max]
+            logits; ``features.0`` ... [m, C] neck features at the points of a level, in the order of ``points``.
+        """
+        chunk, row = divmod(index, SHARD_IMAGES)
+        shard, offsets = self._shard(shard_name(view, chunk))
+        answer = {}
+        for name, rows in offsets.items():
+            start, stop = int(rows[row]), int(rows[row + 1])
+            for tensor in (name,) if name.startswith("features") else ("points", "scores", "boxes"):
+                answer[tensor] = shard.get_slice(tensor)[start:stop]
+        answer["points"] = answer["points"].long()
+        return answer
+
+    def _shard(self, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        if name not in self._open:
+            shard = safe_open(self.shards / name, framework="pt")
+            offsets = {
+                key.removesuffix(".offsets"): shard.get_tensor(key) for key in shard.keys() if key.endswith("offsets")
+            }
+            self._open[name] = shard, offsets
+        opened: tuple[Any, dict[str, torch.Tensor]] = self._open[name]
+        return opened

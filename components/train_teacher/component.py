@@ -1,0 +1,59 @@
+"""Kubeflow component: train-teacher."""
+
+from kfp import dsl
+
+from yolo_distill.components.shared.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def train_teacher(  # noqa: ANN201
+    dataset: dsl.Input[dsl.Dataset],
+    teacher: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    curves: dsl.Output[dsl.HTML],
+    model: str = "yolov8s.yaml",
+    epochs: int = 30,
+    imgsz: int = 320,
+    batch: int = 16,
+    seed: int = 0,
+    work_root: str = "",
+):
+    """Train the teacher, or take one that fits.
+
+    A checkpoint whose classes are the dataset's is taken as it is, one with other classes is fine-tuned, and a model
+    YAML is trained from random weights.
+
+    Args:
+        dataset: Dataset artifact of prepare-data.
+        teacher: Model artifact: an ordinary ultralytics checkpoint with its model card.
+        metrics: Parameters, GFLOPs and the last validation of the training.
+        curves: Losses and validation mAP over the epochs.
+        model: A stock model YAML such as yolov8x.yaml, or the path of a .yaml or .pt file.
+        epochs: Passes over the training split.
+        imgsz: Side of the square input in pixels, a multiple of 32.
+        batch: Images a step.
+        seed: Seed of initial weights, augmentation order and image order.
+        work_root: Folder that outlives a killed task, from which an unfinished training resumes.
+    """
+    from pathlib import Path
+
+    from yolo_distill.components.prepare_data.dataset import DetectionDataset
+    from yolo_distill.components.shared.curves import curves_page
+    from yolo_distill.components.shared.files import write_text
+    from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.training import last_metrics, train_settings
+    from yolo_distill.components.train_teacher.train import train_teacher
+
+    parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    with task_run("train-teacher", params=parameters) as run:
+        data = DetectionDataset.open(Path(dataset.path))
+        run.log_dataset(data, context="training")
+        settings = train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed)
+        result = train_teacher(data, model, settings, Path(teacher.path), Path(work_root) if work_root else None)
+        write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
+        for record in result.history:
+            run.log_metrics(record, step=int(record["epoch"]))
+        run.log_model(Path(teacher.path))
+    teacher.metadata.update(result.card.model_dump(include={"name", "architecture", "parameters", "gflops"}))
+    for name, value in last_metrics(result.card, result.history).items():
+        metrics.log_metric(name, value)
