@@ -1,6 +1,7 @@
 """Opening a model artifact with the runtime that its format needs."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def open_detector(folder: Path, threads: int | None = None) -> Detector:
             "Give a detection model and a card that lists its classes",
         )
     return detector
+
+
+def require_classes(folder: Path, card: ModelCard, classes: Sequence[str]) -> None:
+    """Refuse a model that was made for other classes than a dataset's.
+
+    Args:
+        folder: The model artifact.
+        card: Its card.
+        classes: The dataset's class names by class index.
+
+    Raises:
+        InputError: The lists differ in length, names or order.
+    """
+    if card.classes != list(classes):
+        raise InputError(
+            folder,
+            f"its classes ({_some(card.classes)}) are not the dataset's ({_some(classes)})",
+            "Give a model trained on this dataset's classes, in the same order",
+        )
+
+
+def _some(classes: Sequence[str]) -> str:
+    return f"{len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
 
 
 def _open(folder: Path, card: ModelCard, threads: int) -> Detector:

@@ -20,24 +20,20 @@ class OpenVinoDetector:
             raise InputError(
                 path, f"has no weights beside it, {weights.name} is missing", "Copy .xml and .bin together"
             )
-        model = openvino.Core().read_model(path)
+        core = openvino.Core()
+        model = core.read_model(path)
         self._static = model.input().get_partial_shape()[0].is_static
-        self._request = openvino.Core().compile_model(model, "CPU", _settings(card, threads)).create_infer_request()
+        settings = {
+            properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
+            # A CPU with bf16 would otherwise run float layers in it, which moves boxes by whole pixels.
+            properties.hint.inference_precision: openvino.Type.f32,
+            properties.inference_num_threads: threads,
+        }
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run the network, see :class:`~yolo_distill.components.shared.detector.Detector`."""
         if self._static and len(batch) > 1:
             return np.concatenate([self.infer(image[None]) for image in batch])
-        results = self._request.infer({0: batch}, share_inputs=True)
-        return np.array(results[0])
-
-
-def _settings(card: ModelCard, threads: int) -> dict[str, object]:
-    settings: dict[str, object] = {
-        properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
-        properties.inference_num_threads: threads,
-    }
-    if card.precision != "fp16":
-        # A CPU with bf16 would otherwise run float layers in it and move boxes by whole pixels.
-        settings[properties.hint.inference_precision] = openvino.Type.f32
-    return settings
+        # The request keeps its output buffer, so the answer is copied out of it.
+        return np.array(self._request.infer({0: batch}, share_inputs=True)[0])
