@@ -20,10 +20,23 @@ def report_progress(done: int, total: int, unit: str, note: str = "") -> None:
         unit: What is counted, such as ``epoch`` or ``image``.
         note: A short remark, such as the current loss.
     """
+    event = {"done": done, "total": total, "unit": unit, "note": note}
+    _report(event, f"{unit} {done}/{total} {note}".rstrip())
+
+
+def report_error(message: str) -> None:
+    """Tell the watcher why the running step ends, so that nobody has to dig it out of a traceback.
+
+    Args:
+        message: One line for the user.
+    """
+    _report({"error": message}, f"error: {message}")
+
+
+def _report(event: dict[str, object], line: str) -> None:
     path = os.environ.get(PROGRESS_FILE_VARIABLE)
     if path is None:
-        print(f"{unit} {done}/{total} {note}".rstrip(), flush=True)
+        print(line, flush=True)
         return
-    event = {"time": time.time(), "done": done, "total": total, "unit": unit, "note": note}
     with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event) + "\n")
+        file.write(json.dumps({"time": time.time(), **event}) + "\n")
