@@ -18,7 +18,6 @@ from typing import Literal, get_args
 import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file, write_text
 
@@ -187,9 +186,7 @@ def write_index(root: Path, classes: list[str], images: Iterable[ImageRecord], s
 
 def describe_image(root: Path, file: str, split: Split, width: int, height: int) -> ImageRecord:
     """Return the record of an image that lies in place, with the digests of its image and label file."""
-    draft = ImageRecord(
-        file=file, split=split, width=width, height=height, sha256="", labels_sha256=None, boxes=0
-    )
+    draft = ImageRecord(file=file, split=split, width=width, height=height, sha256="", labels_sha256=None, boxes=0)
     labels = root / draft.label_file
     return draft.model_copy(
         update={
