@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
@@ -273,8 +273,6 @@ def resolve_model(model: str, shipped: Path | None = None) -> str:
     Raises:
         InputError: There is no such model.
     """
-    from ultralytics.utils.checks import check_yaml
-
     if Path(model).is_file() and Path(model).suffix in {".pt", ".yaml", ".yml"}:
         return model
     if shipped is not None and (shipped / Path(model).name).is_file():
@@ -283,8 +281,7 @@ def resolve_model(model: str, shipped: Path | None = None) -> str:
     if Path(model).suffix not in {".yaml", ".yml"}:
         raise InputError(model, "there is no such model file", f"Give {known}")
     try:
-        # Ultralytics knows its stock models by name and scale letter.
-        check_yaml(model, hard=True)
+        yaml_model_load(model)
     except FileNotFoundError as error:
         raise InputError(model, "there is no such model", f"Give {known}") from error
     return model

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -60,6 +61,28 @@ class CacheSettings:
         ]
 
 
+def cache_settings(*, imgsz: int, open_views: int, closed_views: int, top_k: int) -> CacheSettings:
+    """Check what a user asked of the teacher.
+
+    Args:
+        imgsz: Side of the square views in pixels.
+        open_views: Number of views with mosaic.
+        closed_views: Number of views without.
+        top_k: Anchor points kept per view.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    if open_views < 0 or closed_views < 0 or open_views + closed_views == 0:
+        raise InputError(f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for one or more")
+    try:
+        return CacheSettings(Augmentation(imgsz=imgsz), open_views, closed_views, PointSelection(top_k=top_k))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        raise InputError(f"{name}={first['input']!r}", first["msg"], f"Give another {name}") from error
+
+
 def fingerprint(views: ViewDataset) -> dict[str, str]:
     """Return what the views depend on besides the dataset: settings, libraries and checksums of probe views."""
     return {**{f"{name} version": version(name) for name in _LIBRARIES}, **views.fingerprint()}
@@ -82,10 +105,8 @@ def build_cache(
         The cache's manifest.
 
     Raises:
-        InputError: The teacher's classes are not the dataset's, no view is asked for, or the disk is too full.
+        InputError: The teacher's classes are not the dataset's, or the disk is too full.
     """
-    if not settings.views:
-        raise InputError("views", "no view is asked for", "Ask for one view or more")
     teacher = Teacher(teacher_folder)
     require_same_classes(teacher.card, dataset, "teacher")
     views = ViewDataset(dataset, settings.augmentation)

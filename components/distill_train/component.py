@@ -1,0 +1,76 @@
+"""Kubeflow component: distill-train."""
+
+from kfp import dsl
+
+from yolo_distill.components.shared.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def distill_train(  # noqa: ANN201
+    dataset: dsl.Input[dsl.Dataset],
+    student: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    curves: dsl.Output[dsl.HTML],
+    cache: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]
+    name: str = "distilled",
+    model: str = "yolov8n.yaml",
+    recipe: str = "default",
+    epochs: int = 30,
+    imgsz: int = 320,
+    batch: int = 16,
+    seed: int = 0,
+    work_root: str = "",
+):
+    """Train the student from the teacher's cached answers, or plainly when there is no cache.
+
+    The plain training is the fair arm of the comparison: same data, augmentation, epochs, optimiser and seed.
+
+    Args:
+        dataset: Dataset artifact of prepare-data.
+        student: Model artifact: an ordinary ultralytics checkpoint with its model card.
+        metrics: Parameters, GFLOPs and the last validation of the training.
+        curves: Every loss and validation mAP over the epochs.
+        cache: Teacher cache of teacher-cache-logits; leave it out to train plainly.
+        name: How the student is called in tables and lineage.
+        model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
+        recipe: Which distillation losses to use, by name or by the path of a YAML file; not used without a cache.
+        epochs: Passes over the training split.
+        imgsz: Side of the square input in pixels, a multiple of 32.
+        batch: Images a step.
+        seed: Seed of initial weights and image order.
+        work_root: Folder that outlives a killed task, from which an unfinished training resumes.
+    """
+    from pathlib import Path
+
+    from yolo_distill.components.distill_train.recipe import load_recipe
+    from yolo_distill.components.distill_train.train import distill
+    from yolo_distill.components.prepare_data.dataset import DetectionDataset
+    from yolo_distill.components.shared.curves import curves_page
+    from yolo_distill.components.shared.files import write_text
+    from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.training import last_metrics, train_settings
+    from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
+
+    parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    if cache is not None:
+        parameters["recipe"] = recipe
+    with task_run("distill-train", name, params=parameters) as run:
+        data = DetectionDataset.open(Path(dataset.path))
+        run.log_dataset(data, context="training")
+        result = distill(
+            data,
+            model,
+            train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed),
+            Path(student.path),
+            name=name,
+            recipe=load_recipe(recipe) if cache is not None else None,
+            cache=TeacherCache(Path(cache.path)) if cache is not None else None,
+            work_root=Path(work_root) if work_root else None,
+        )
+        write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
+        for record in result.history:
+            run.log_metrics(record, step=int(record["epoch"]))
+        run.log_model(Path(student.path))
+    student.metadata.update(result.card.model_dump(include={"name", "architecture", "parameters", "gflops"}))
+    for metric, value in last_metrics(result.card, result.history).items():
+        metrics.log_metric(metric, value)

@@ -1,0 +1,188 @@
+"""The detection loss with distillation terms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.tal import make_anchors
+from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
+from yolo_distill.components.distill_train.losses.box_iou import box_iou
+from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
+from yolo_distill.components.distill_train.losses.pkd import pkd
+from yolo_distill.components.distill_train.losses.score_weighted_l2 import score_weighted_l2
+from yolo_distill.components.distill_train.recipe import (
+    BinaryKL,
+    BoxIoU,
+    LocalizationDistillation,
+    PKD,
+    Recipe,
+    Term,
+    value_at,
+)
+
+FeatureLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What student and teacher say at the P anchor points of a batch that the teacher's answer covers, in float32.
+
+    Attributes:
+        image: Index in the batch of each point's image, int64 [P].
+        point: Index of each point among the A anchor points, int64 [P].
+        student_scores: Class logits, [P, nc].
+        teacher_scores: Class logits, [P, nc].
+        student_boxes: DFL logits, [P, 4 * reg_max].
+        teacher_boxes: DFL logits, [P, 4 * reg_max].
+        weight: The teacher's best class score, [P], 0..1.
+    """
+
+    image: torch.Tensor
+    point: torch.Tensor
+    student_scores: torch.Tensor
+    teacher_scores: torch.Tensor
+    student_boxes: torch.Tensor
+    teacher_boxes: torch.Tensor
+    weight: torch.Tensor
+
+
+class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
+    """Ultralytics' detection loss plus a recipe's terms.
+
+    The detection loss counts labelled images only; the terms count every image. Like ultralytics' own losses, the terms
+    are multiplied by the batch size.
+
+    Attributes:
+        recipe: The terms, or ``None`` for the detection loss alone.
+        projectors: Networks that bring the student's neck features to the teacher's width, by level.
+        progress: How far the training is, 0..1, for schedules.
+    """
+
+    def __init__(self, network: DetectionModel, recipe: Recipe | None, projectors: nn.ModuleList | None) -> None:
+        """Set up the loss.
+
+        Args:
+            network: The student, on its device, with its hyperparameters as ``args``.
+            recipe: The distillation terms, or ``None``.
+            projectors: One a level, where a term of the recipe compares features.
+        """
+        super().__init__(network)
+        self.recipe = recipe
+        self.projectors = projectors
+        self.progress = 0.0
+
+    def loss(
+        self, preds: dict[str, Any], batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the loss.
+
+        Args:
+            preds: The student's raw outputs: ``boxes`` [B, 4 * reg_max, A], ``scores`` [B, nc, A] and ``feats``, the
+                neck features [B, C, H, W] by level.
+            batch: Images and labels, ``labelled`` bool [B] and, for a recipe, ``answer``, the teacher's answers.
+
+        Returns:
+            The losses to add up, each times the batch size, and all of them by name, each per image.
+        """
+        size = len(preds["boxes"])
+        detection, items = self._detection_loss(preds, batch)
+        if self.recipe is None:
+            return detection * size, items
+        supervision = value_at(self.recipe.supervision, self.progress)
+        terms = self.distillation_terms(preds, batch["answer"])
+        items |= {f"kd_{name}": value.detach() for name, value in terms.items()}
+        return torch.cat([supervision * detection, torch.stack(list(terms.values()))]) * size, items
+
+    def distillation_terms(
+        self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """Return the recipe's terms by the name of their loss, weighted as the recipe says, not yet times the batch.
+
+        Args:
+            preds: The student's raw outputs.
+            answers: The teacher's answer to each image.
+        """
+        assert self.recipe is not None
+        matched = self._match(preds, answers)
+        return {
+            term.loss: value_at(term.weight, self.progress) * self._term(term, matched, preds, answers)
+            for term in self.recipe.terms
+        }
+
+    def _term(
+        self, term: Term, matched: Matched, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        if isinstance(term, BinaryKL):
+            temperature = value_at(term.temperature, self.progress)
+            return binary_kl(matched.student_scores, matched.teacher_scores, matched.weight, temperature)
+        if isinstance(term, LocalizationDistillation):
+            temperature = value_at(term.temperature, self.progress)
+            return localization_distillation(matched.student_boxes, matched.teacher_boxes, matched.weight, temperature)
+        if isinstance(term, BoxIoU):
+            anchors = make_anchors(preds["feats"], self.stride, 0.5)[0][matched.point]
+            student, teacher = (
+                self.bbox_decode(anchors, logits.unsqueeze(0)).squeeze(0)
+                for logits in (matched.student_boxes, matched.teacher_boxes)
+            )
+            return box_iou(student, teacher, matched.weight)
+        return self._feature_term(pkd if isinstance(term, PKD) else score_weighted_l2, matched, preds, answers)
+
+    def _feature_term(
+        self, loss: FeatureLoss, matched: Matched, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        assert self.projectors is not None
+        total = matched.weight.new_zeros(())
+        first = 0
+        for level, (feature, projector) in enumerate(zip(preds["feats"], self.projectors, strict=True)):
+            height, width = feature.shape[2:]
+            here = (matched.point >= first) & (matched.point < first + height * width)
+            cell = matched.point[here] - first
+            first += height * width
+            teacher = torch.cat([answer[f"features.{level}"] for answer in answers]).to(self.device).float()
+            # A level without points of weight has no say; its projector stays in the graph through the empty product.
+            student = projector(feature[matched.image[here], :, cell // width, cell % width].float())
+            total = total + loss(student, teacher, matched.weight[here])
+        return total / len(preds["feats"])
+
+    def _match(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> Matched:
+        lengths = torch.tensor([len(answer["points"]) for answer in answers])
+        image = torch.arange(len(answers)).repeat_interleave(lengths).to(self.device)
+        point, scores, boxes = (
+            torch.cat([answer[name] for answer in answers]).to(self.device) for name in ("points", "scores", "boxes")
+        )
+        teacher_scores = scores.float()
+        return Matched(
+            image=image,
+            point=point,
+            student_scores=preds["scores"][image, :, point].float(),
+            teacher_scores=teacher_scores,
+            student_boxes=preds["boxes"][image, :, point].float(),
+            teacher_boxes=boxes.float(),
+            weight=teacher_scores.sigmoid().amax(1),
+        )
+
+    def _detection_loss(
+        self, preds: dict[str, Any], batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return ultralytics' box, class and DFL loss over the labelled images."""
+        labelled = batch["labelled"].to(self.device)
+        if not bool(labelled.all()):
+            preds = {
+                "boxes": preds["boxes"][labelled],
+                "scores": preds["scores"][labelled],
+                "feats": [feature[labelled] for feature in preds["feats"]],
+            }
+            # Unlabelled images have no rows, but those after them move up.
+            moved = labelled.cumsum(0) - 1
+            batch = {**batch, "batch_idx": moved[batch["batch_idx"].long()]}
+            if not bool(labelled.any()):
+                zero = preds["boxes"].sum() + preds["scores"].sum()
+                return zero.repeat(3), dict.fromkeys(self.loss_names, zero.detach())
+        _, loss, items = self.get_assigned_targets_and_loss(preds, batch)
+        return loss, items

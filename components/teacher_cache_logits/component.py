@@ -1,0 +1,50 @@
+"""Kubeflow component: teacher-cache-logits."""
+
+from kfp import dsl
+
+from yolo_distill.components.shared.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
+def teacher_cache_logits(  # noqa: ANN201
+    dataset: dsl.Input[dsl.Dataset],
+    teacher: dsl.Input[dsl.Model],
+    cache: dsl.Output[dsl.Artifact],
+    imgsz: int = 320,
+    views: int = 8,
+    closed_views: int = 4,
+    top_k: int = 256,
+    work_root: str = "",
+):
+    """Ask the teacher once about every view of every training image and keep its sparse answers.
+
+    Args:
+        dataset: Dataset artifact of prepare-data.
+        teacher: Model artifact of the teacher; its classes must be the dataset's.
+        cache: Teacher cache: a manifest and shards of answers.
+        imgsz: Side of the square views in pixels, a multiple of 32.
+        views: How many views with mosaic each image gets; the epochs of a training cycle through them.
+        closed_views: How many views without mosaic, for the last epochs of a training.
+        top_k: Anchor points kept per view, by the teacher's score; those that labels can be assigned to are added.
+        work_root: Folder of caches shared by all runs, found again by content; unfinished ones are completed.
+    """
+    from pathlib import Path
+
+    from yolo_distill.components.prepare_data.dataset import DetectionDataset
+    from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.teacher_cache_logits.build import build_cache, cache_settings
+
+    parameters = {"imgsz": imgsz, "views": views, "closed_views": closed_views, "top_k": top_k}
+    with task_run("teacher-cache-logits", params=parameters) as run:
+        data = DetectionDataset.open(Path(dataset.path))
+        run.log_dataset(data, context="training")
+        manifest = build_cache(
+            data,
+            Path(teacher.path),
+            cache_settings(imgsz=imgsz, open_views=views, closed_views=closed_views, top_k=top_k),
+            Path(cache.path),
+            Path(work_root) if work_root else None,
+        )
+        run.log_metrics({"bytes": manifest.bytes, "score_mass": manifest.score_mass})
+        run.set_tags({"cache_key": manifest.key, "teacher": manifest.teacher})
+    cache.metadata.update(key=manifest.key, bytes=manifest.bytes, score_mass=manifest.score_mass)
