@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made when it is missing.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+GOLDEN := tests/pipelines/golden/distillation.yaml
+
+# Import names for mypy, which does not follow the mapping in pyproject.toml.
+NAMES := .mypy_cache/path/yolo_distill
+
+.PHONY: help setup run test lint compile golden
+
+help:  ## Show what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv with everything installed
+
+run: setup  ## Run the pipeline on the embedded digits, or with ARGS="--data …"
+	@$(BIN)/yolo-distill run $(ARGS)
+
+test: lint  ## Check and test everything
+	$(BIN)/pytest $(ARGS)
+
+lint: setup  ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@mkdir -p $(NAMES)
+	@ln -sfn ../../../components $(NAMES)/components
+	@ln -sfn ../../../pipelines $(NAMES)/pipelines
+	MYPYPATH=.mypy_cache/path $(BIN)/mypy -p yolo_distill.components -p yolo_distill.pipelines
+
+compile: setup  ## Write the pipeline as KFP IR YAML into build/
+	@mkdir -p build
+	@$(BIN)/yolo-distill compile --output build/yolov8-distillation.yaml
+
+golden: setup  ## Accept the pipeline as it is compiled now
+	@$(BIN)/yolo-distill compile --output $(GOLDEN)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: Python 3.11 or newer is needed; name it with PYTHON=…' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV): this takes some minutes and about 7 GB.'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
