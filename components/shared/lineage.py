@@ -147,13 +147,18 @@ def settle_pipeline_run(client: "MlflowClient", parent: "Run") -> None:
 
 def source_tags() -> dict[str, str]:
     """Return tags that say which code ran: git commit, container image and library versions."""
-    tags = {f"version.{name}": version for name in LIBRARIES if (version := _version(name))}
+    tags = {f"version.{name}": version for name, version in library_versions().items()}
     if image := os.environ.get(IMAGE_VARIABLE):
         tags[IMAGE_TAG] = image
     commit, dirty = _git_commit()
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(dirty)}
     return tags
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the installed libraries that results depend on, by name."""
+    return {name: version for name in LIBRARIES if (version := _version(name))}
 
 
 def model_digest(card: ModelCard) -> str:

@@ -1,0 +1,169 @@
+"""Measures one model in a process of its own, a slice of time whenever it is told to.
+
+The benchmark starts one for each model and talks to it in JSON lines over its standard streams, so that a model's
+memory is its own and the models can take turns.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from yolo_distill.components.benchmark.machine import peak_memory_bytes
+from yolo_distill.components.shared.detector import Detector, open_detector, postprocess, preprocess
+from yolo_distill.components.shared.detector.images import read_image
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.model_card import ModelCard, read_card
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How a network is kept busy.
+
+    Attributes:
+        mode: In words.
+        run: Runs the network for about so many seconds and returns how many images a second it took.
+    """
+
+    mode: str
+    run: Callable[[float], float]
+
+
+class LatencyProbe:
+    """Runs single images from decoded pixels to boxes."""
+
+    def __init__(self, detector: Detector, images: list[np.ndarray]) -> None:
+        self._detector = detector
+        self._images = itertools.cycle(images)
+
+    def run(self, seconds: float) -> tuple[list[float], list[float]]:
+        """Measure for a while, at least one image.
+
+        Returns:
+            Milliseconds of each image from end to end, and of the network alone.
+        """
+        # The others ran in the meantime and the caches are theirs.
+        self._time_one()
+        deadline = time.perf_counter() + seconds
+        times = [self._time_one()]
+        while time.perf_counter() < deadline:
+            times.append(self._time_one())
+        whole, network = zip(*times, strict=True)
+        return list(whole), list(network)
+
+    def _time_one(self) -> tuple[float, float]:
+        image = next(self._images)
+        start = time.perf_counter()
+        batch, placements = preprocess([image], self._detector.imgsz)
+        prepared = time.perf_counter()
+        raw = self._detector.infer(batch)
+        inferred = time.perf_counter()
+        postprocess(raw, placements)
+        return (time.perf_counter() - start) * 1e3, (inferred - prepared) * 1e3
+
+
+def batch_throughput(detector: Detector, images: list[np.ndarray]) -> Throughput:
+    """Keep a network busy with batches, one after the other."""
+    batches = itertools.cycle(_batches(images, BATCH, detector.imgsz))
+
+    def run(seconds: float) -> float:
+        detector.infer(next(batches))
+        done, start = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - start < seconds:
+            done += len(detector.infer(next(batches)))
+        return done / (time.perf_counter() - start)
+
+    return Throughput(f"batches of {BATCH}", run)
+
+
+def openvino_throughput(path: Path, imgsz: int, threads: int, images: list[np.ndarray]) -> Throughput:
+    """Keep an OpenVINO model busy with parallel requests, as many as the runtime holds best."""
+    import yolo_distill.components.shared.detector.openvino_env  # noqa: F401, I001
+    import openvino
+    from openvino import properties
+
+    settings = {
+        properties.hint.performance_mode: properties.hint.PerformanceMode.THROUGHPUT,
+        # As in the detector whose accuracy was measured.
+        properties.hint.inference_precision: openvino.Type.f32,
+        properties.inference_num_threads: threads,
+    }
+    queue = openvino.AsyncInferQueue(openvino.Core().compile_model(path, "CPU", settings))
+    batches = itertools.cycle(_batches(images, 1, imgsz))
+
+    def run(seconds: float) -> float:
+        for _ in range(len(queue)):
+            queue.start_async({0: next(batches)})
+        queue.wait_all()
+        done, start = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - start < seconds:
+            # Blocks until a request is free.
+            queue.start_async({0: next(batches)}, share_inputs=True)
+            done += 1
+        queue.wait_all()
+        return done / (time.perf_counter() - start)
+
+    return Throughput(f"{len(queue)} parallel requests", run)
+
+
+def main(folder: Path, threads: int, image_paths: list[Path], commands: TextIO, replies: TextIO) -> None:
+    """Open a model, say so, and serve commands until there are no more.
+
+    Args:
+        folder: The model artifact.
+        threads: CPU threads to use.
+        image_paths: The images to use in turn.
+        commands: One JSON object a line: ``{"measure": "latency" or "throughput", "seconds": …}``.
+        replies: One JSON object a line for the opened model and for every command.
+    """
+
+    def reply(**content: object) -> None:
+        print(json.dumps(content), file=replies, flush=True)
+
+    try:
+        card = read_card(folder)
+        images = [read_image(path) for path in image_paths]
+        detector = open_detector(folder, threads)
+    except InputError as error:
+        reply(subject=error.subject, problem=error.problem, remedy=error.remedy)
+        return
+    latency = LatencyProbe(detector, images)
+    throughput: Throughput | None = None
+    reply(card=card.model_dump())
+    for command in map(json.loads, commands):
+        if command["measure"] == "latency":
+            end_to_end, network = latency.run(command["seconds"])
+            reply(end_to_end=end_to_end, network=network, peak_memory_bytes=peak_memory_bytes())
+        else:
+            throughput = throughput or _throughput(folder, card, detector, threads, images)
+            reply(throughput=throughput.run(command["seconds"]), mode=throughput.mode)
+
+
+def _throughput(
+    folder: Path, card: ModelCard, detector: Detector, threads: int, images: list[np.ndarray]
+) -> Throughput:
+    if card.format == "openvino":
+        return openvino_throughput(folder / card.file, card.imgsz, threads, images)
+    return batch_throughput(detector, images)
+
+
+def _batches(images: list[np.ndarray], size: int, imgsz: int) -> Iterator[np.ndarray]:
+    """Return network inputs, float32 [size, 3, imgsz, imgsz], that use every image at least once."""
+    ring = itertools.cycle(images)
+    for _ in range(-(-len(images) // size)):
+        yield preprocess(list(itertools.islice(ring, size)), imgsz)[0]
+
+
+if __name__ == "__main__":
+    # What libraries print must not mix with the replies.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    main(Path(sys.argv[1]), int(sys.argv[2]), [Path(name) for name in sys.argv[3:]], sys.stdin, answers)
