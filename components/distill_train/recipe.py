@@ -160,8 +160,8 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         InputError: There is no such recipe, or it is not valid; the message names the field.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES_FOLDER / f"{name}.yaml"
-    if not path.is_file() or (path.parent == RECIPES_FOLDER and path.stem not in recipe_names()):
+    path = RECIPES_FOLDER / f"{name}.yaml" if name in recipe_names() else Path(name)
+    if not path.is_file() or path.suffix not in {".yaml", ".yml"}:
         raise InputError(
             name, "there is no such recipe", f"Give the path of a YAML file or one of: {', '.join(recipe_names())}"
         )

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import RANK
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelCard
 from yolo_distill.components.shared.precision import fast_autocast_dtype
 from yolo_distill.components.shared.progress import report_progress
@@ -103,7 +103,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         self,
         dataset: DetectionDataset,
         settings: TrainSettings,
-        model: str | DetectionModel,
+        model: str,
         run_folder: Path,
         *,
         augmentation: Augmentation | None = None,
@@ -116,7 +116,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         Args:
             dataset: The dataset artifact.
             settings: Length, size, seed and optimiser.
-            model: A model YAML, a checkpoint, or a network.
+            model: A model YAML or a checkpoint.
             run_folder: Where ultralytics writes checkpoints and logs.
             augmentation: How views are made; ultralytics' defaults when not given.
             schedule: Which view each epoch trains on; a fresh one every epoch when not given.
@@ -128,15 +128,20 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         self.augmentation = augmentation or Augmentation(imgsz=settings.imgsz)
         self.schedule = schedule or ViewSchedule(settings.epochs, settings.closing_epochs)
         self.answers = answers
+        self._history_file = run_folder / "history.json"
         self.history: list[dict[str, float]] = []
-        self._given_model = model
         last = run_folder / "weights" / "last.pt"
+        self._finished = False
+        if last.is_file():
+            done = load_checkpoint(last)[1]["epoch"] + 1
+            self._finished = done == settings.epochs
+            self.history = [r for r in json.loads(self._history_file.read_text()) if r["epoch"] <= done]
         chosen = device or ("0" if torch.cuda.is_available() else "cpu")
         super().__init__(
             overrides={
                 **self.augmentation.model_dump(),
                 "task": "detect",
-                "model": str(last) if last.is_file() else model if isinstance(model, str) else "model.yaml",
+                "model": str(last) if last.is_file() else model,
                 "resume": str(last) if last.is_file() else False,
                 "data": str(dataset.data_yaml),
                 "epochs": settings.epochs,
@@ -165,7 +170,11 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         self._validation_interval = max(1, round(settings.epochs / _VALIDATIONS))
         self.add_callback("on_train_start", ViewTrainer._align_sampler)
         self.add_callback("on_train_epoch_end", ViewTrainer._decide_validation)
-        self.add_callback("on_fit_epoch_end", ViewTrainer._record_epoch)
+
+    def train(self) -> None:
+        """Train, from the last finished epoch when an earlier call was cut off."""
+        if not self._finished:
+            super().train()
 
     def get_dataset(self) -> dict[str, Any]:
         """Describe the dataset artifact as ultralytics wants it."""
@@ -219,9 +228,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: torch.nn.Module | None = None, verbose: bool = True
     ) -> DetectionModel:
-        """Build the network, from the given one where there is one."""
-        if isinstance(self._given_model, DetectionModel) and weights is None:
-            cfg, weights = self._given_model.yaml, self._given_model
+        """Build the network, with the weights of a checkpoint where one was given."""
         network = FastDetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=False)
         network = self.set_model_names_for_load(network)
         if weights is not None:
@@ -230,6 +237,8 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def save_model(self) -> bool:
         """Write the checkpoint of an ordinary ultralytics network."""
+        # Recorded first, so that a resumed training knows every epoch that its checkpoint has seen.
+        self._record_epoch()
         network = self.ema.ema
         network.__class__ = DetectionModel
         try:
@@ -247,13 +256,13 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         self.args.val = (self.epoch + 1) % self._validation_interval == 0 or self.epoch + 1 == self.epochs
 
     def _record_epoch(self) -> None:
-        if RANK not in {-1, 0}:
-            return
         record = {"epoch": float(self.epoch + 1), **self.label_loss_items(self.tloss)}
         if self.args.val:
             # Ultralytics marks box metrics with "(B)", which is no legal name of a metric in MLflow.
             record |= {name.removesuffix("(B)"): float(v) for name, v in self.metrics.items() if "metrics/" in name}
-        self.history.append(record)
+        # An epoch that ultralytics repeats after a NaN replaces its first record.
+        self.history = [*(r for r in self.history if r["epoch"] != record["epoch"]), record]
+        write_text(self._history_file, json.dumps(self.history))
         note = f"loss {sum(float(v) for v in self.tloss.values()):.3f}"
         if "metrics/mAP50-95" in record:
             note += f", val mAP50-95 {record['metrics/mAP50-95']:.3f}"

@@ -1,12 +1,12 @@
 """Builds the teacher cache, shard by shard."""
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -148,23 +148,24 @@ def _build_shards(teacher: Teacher, views: ViewDataset, settings: CacheSettings,
     for view in settings.views:
         for number, images in enumerate(chunks):
             file = folder / shard_name(view, number)
-            if not file.exists():
-                _write_shard(teacher, views, view, images, settings, file)
-            records.append(_describe(file))
+            records.append(_finished(file) or _write_shard(teacher, views, view, images, settings, file))
             done += len(images)
             report_progress(done, total, "view", f"{sum(r.bytes for r in records) / 1e6:.0f} MB")
     return records
 
 
-def _describe(file: Path) -> ShardRecord:
-    with safe_open(file, framework="pt") as shard:
-        mass = float(shard.metadata()["score_mass"])
-    return ShardRecord(file=file.name, sha256=sha256_file(file), bytes=file.stat().st_size, score_mass=mass)
+def _finished(file: Path) -> ShardRecord | None:
+    """Return the record of a shard that an earlier build left whole, or ``None``."""
+    record_file = file.with_suffix(".json")
+    if not (file.is_file() and record_file.is_file()):
+        return None
+    record = ShardRecord.model_validate_json(record_file.read_text(encoding="utf-8"))
+    return record if sha256_file(file) == record.sha256 else None
 
 
 def _write_shard(
     teacher: Teacher, views: ViewDataset, view: View, images: range, settings: CacheSettings, file: Path
-) -> None:
+) -> ShardRecord:
     keys = [views.key(view, index) for index in images]
     loader = DataLoader(views, batch_size=settings.batch, sampler=keys, collate_fn=views.collate_fn)
     kept: list[dict[str, torch.Tensor]] = []
@@ -176,9 +177,17 @@ def _write_shard(
         total_mass += float(scores.sum())
         kept_mass += float(scores[mask].sum())
         kept += [_answer(answers, mask, row) for row in range(len(mask))]
-    partial = file.with_name(f"{file.name}.partial")
-    save_file(_ragged(kept), partial, metadata={"score_mass": str(kept_mass / total_mass)})
-    partial.replace(file)
+    # Builders that work on the same shard at once write apart, and the last one to finish replaces equal content.
+    partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
+    try:
+        save_file(_ragged(kept), partial)
+        size, digest = partial.stat().st_size, sha256_file(partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    record = ShardRecord(file=file.name, sha256=digest, bytes=size, score_mass=kept_mass / total_mass)
+    write_text(file.with_suffix(".json"), record.model_dump_json())
+    return record
 
 
 def _answer(answers: TeacherAnswers, mask: torch.Tensor, row: int) -> dict[str, torch.Tensor]:

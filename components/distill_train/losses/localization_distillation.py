@@ -22,7 +22,7 @@ def localization_distillation(
     Returns:
         A scalar, 0 or more; 0 when the distributions are equal.
     """
-    sides = (len(student), 4, -1)
+    sides = (len(student), 4, student.shape[1] // 4)
     divergence = F.kl_div(
         F.log_softmax(student.view(sides) / temperature, dim=2),
         F.log_softmax(teacher.view(sides) / temperature, dim=2),

@@ -1,0 +1,186 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+
+from yolo_distill.components.distill_train.criterion import DistillationLoss
+from yolo_distill.components.distill_train.recipe import load_recipe
+from yolo_distill.components.distill_train.train import DistillationTrainer, distill
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.model_card import read_card
+from yolo_distill.components.shared.training import TrainSettings
+from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
+from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache
+from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
+from yolo_distill.components.teacher_cache_logits.teacher import PointSelection
+
+SETTINGS = TrainSettings(epochs=2, imgsz=96, batch=16)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, digits: DetectionDataset, teacher_dir: Path) -> TeacherCache:
+    target = tmp_path_factory.mktemp("cache") / "cache"
+    settings = CacheSettings(Augmentation(imgsz=96), 1, 1, PointSelection(top_k=20))
+    build_cache(digits, teacher_dir, settings, target)
+    return TeacherCache(target)
+
+
+@pytest.fixture
+def criterion(cache: TeacherCache) -> DistillationLoss:
+    return _criterion(cache)
+
+
+def _criterion(cache: TeacherCache) -> DistillationLoss:
+    torch.manual_seed(0)
+    network = DetectionModel("yolov8n.yaml", nc=10, verbose=False)
+    network.args = TrainerArguments
+    projectors = torch.nn.ModuleList(
+        torch.nn.Linear(student, teacher)
+        for student, teacher in zip((64, 128, 256), cache.manifest.channels, strict=True)
+    )
+    loss = DistillationLoss(network, load_recipe("default"), projectors)
+    loss.network = network
+    return loss
+
+
+class TrainerArguments:
+    box, cls, dfl = 7.5, 0.5, 1.5
+
+
+def _batch(cache: TeacherCache, digits: DetectionDataset, images: int = 4) -> dict:
+    views = ViewDataset(digits, Augmentation(imgsz=96), cache)
+    return views.collate_fn([views[views.key(View(0, closed=True), index)] for index in range(images)])
+
+
+def test_a_distilled_checkpoint_is_an_ordinary_one(tmp_path: Path, digits: DetectionDataset, cache: TeacherCache) -> None:
+    recipe = load_recipe("default")
+    result = distill(digits, "yolov8n.yaml", SETTINGS, tmp_path / "student", name="s", recipe=recipe, cache=cache)
+    assert [record["epoch"] for record in result.history] == [1, 2]
+    for term in recipe.terms:
+        assert result.history[0][f"train/kd_{term.loss}"] > 0
+    assert read_card(tmp_path / "student").lineage["recipe"] == "default"
+    assert read_card(tmp_path / "student").lineage["teacher"] == cache.manifest.teacher
+    # Another interpreter, in which this package cannot be imported, opens and runs the student.
+    code = (
+        "import sys; sys.modules['yolo_distill'] = None\n"
+        "from ultralytics import YOLO; import numpy as np\n"
+        f"model = YOLO({str(tmp_path / 'student' / 'model.pt')!r})\n"
+        "assert type(model.model).__name__ == 'DetectionModel'\n"
+        "assert [n for n, _ in model.model.named_children()] == ['model']\n"
+        "model.predict(np.zeros((96, 96, 3), np.uint8), imgsz=96, verbose=False)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_killed_training_resumes_where_it_stopped(
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("default")
+    settings = TrainSettings(epochs=3, imgsz=96, batch=16)
+    whole = distill(digits, "yolov8n.yaml", settings, tmp_path / "whole", name="s", recipe=recipe, cache=cache)
+
+    class Killed(Exception):
+        pass
+
+    def kill(trainer: DistillationTrainer) -> None:
+        if trainer.epoch == 1:
+            raise Killed
+
+    original = DistillationTrainer._install_criterion
+    monkeypatch.setattr(
+        DistillationTrainer,
+        "_install_criterion",
+        lambda trainer: (original(trainer), trainer.add_callback("on_train_epoch_end", kill)),
+    )
+    arguments = {"name": "s", "recipe": recipe, "cache": cache, "work_root": tmp_path / "work"}
+    with pytest.raises(Killed):
+        distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
+    assert not (tmp_path / "student").exists()
+    monkeypatch.undo()
+    resumed = distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
+    assert [record["epoch"] for record in resumed.history] == [1, 2, 3]
+    assert resumed.history[0] == whole.history[0]
+    assert not list((tmp_path / "work").rglob("last.pt"))
+
+
+def test_training_without_a_cache_has_no_distillation_terms(tmp_path: Path, digits: DetectionDataset) -> None:
+    result = distill(digits, "yolov8n.yaml", TrainSettings(epochs=1, imgsz=96, batch=16), tmp_path / "s", name="plain")
+    assert not any("kd_" in name for name in result.history[0])
+    assert "teacher" not in result.card.lineage
+
+
+def test_the_detection_loss_ignores_unlabelled_images(
+    cache: TeacherCache, digits: DetectionDataset, criterion: DistillationLoss
+) -> None:
+    criterion.recipe = None
+    batch = _batch(cache, digits)
+    outputs = criterion.network.train()(batch["img"].float() / 255)
+    keep = torch.tensor([True, False, True, False])
+    rows = keep[batch["batch_idx"].long()]
+    partly = {
+        **batch,
+        "labelled": keep,
+        "batch_idx": batch["batch_idx"][rows],
+        "cls": batch["cls"][rows],
+        "bboxes": batch["bboxes"][rows],
+    }
+    alone = {
+        **{name: partly[name] for name in ("cls", "bboxes")},
+        "labelled": torch.ones(2, dtype=torch.bool),
+        "batch_idx": (keep.cumsum(0) - 1)[partly["batch_idx"].long()],
+    }
+    kept = {
+        "boxes": outputs["boxes"][keep],
+        "scores": outputs["scores"][keep],
+        "feats": [feature[keep] for feature in outputs["feats"]],
+    }
+    # The sum over labelled images is scaled by the images of the batch: 4 in one case, 2 in the other.
+    torch.testing.assert_close(criterion.loss(outputs, partly)[0] / 4, criterion.loss(kept, alone)[0] / 2)
+    none = {**batch, "labelled": torch.zeros(4, dtype=torch.bool)}
+    assert criterion.loss(outputs, none)[0].sum() == 0
+
+
+def test_terms_reach_every_part_of_the_student(
+    cache: TeacherCache, digits: DetectionDataset, criterion: DistillationLoss
+) -> None:
+    batch = _batch(cache, digits)
+    terms = criterion.distillation_terms(criterion.network.train()(batch["img"].float() / 255), batch["answer"])
+    sum(terms.values()).backward()
+    silent = [name for name, p in criterion.network.named_parameters() if p.requires_grad and p.grad is None]
+    assert not silent
+    assert all(p.grad.abs().sum() > 0 for p in criterion.projectors.parameters() if p.ndim == 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "0" * 64}, "is about dataset"),
+        ({"imgsz": 128}, "imgsz=96"),
+        ({"fingerprint": {"opencv-python version": "1.0"}}, "opencv-python version was 1.0"),
+    ],
+)
+def test_a_cache_about_other_views_is_refused(
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, change: dict, message: str
+) -> None:
+    manifest = cache.manifest
+    if "fingerprint" in change:
+        change = {"fingerprint": {**manifest.fingerprint, **change["fingerprint"]}}
+    cache.manifest = manifest.model_copy(update=change)
+    try:
+        with pytest.raises(InputError, match=message):
+            distill(
+                digits, "yolov8n.yaml", SETTINGS, tmp_path / "s", name="s", recipe=load_recipe("default"), cache=cache
+            )
+    finally:
+        cache.manifest = manifest
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("model", ["yolov8q.yaml", "missing.pt", "yolov8n", "missing.yaml"])
+def test_an_unknown_student_is_refused(tmp_path: Path, digits: DetectionDataset, model: str) -> None:
+    with pytest.raises(InputError, match="there is no such model"):
+        distill(digits, model, SETTINGS, tmp_path / "s", name="plain")
