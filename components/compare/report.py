@@ -1,0 +1,119 @@
+"""The comparison as a page that needs nothing else."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from yolo_distill.components.compare.comparison import ComparedModel, Comparison, Role
+from yolo_distill.components.compare.summary import runtime, summary, title
+from yolo_distill.components.evaluate_map.evaluation import PICTURE_NAME
+from yolo_distill.components.shared.curves import inline_png
+
+_MOST_CLASSES = 20
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_COLOURS: dict[Role, str] = {
+    "teacher": "#000000",
+    "plain": "#E69F00",
+    "distilled": "#0072B2",
+    "openvino": "#56B4E9",
+    "quantized": "#009E73",
+}
+_TRAINED: tuple[Role, ...] = ("plain", "distilled", "teacher")
+
+
+def report(comparison: Comparison, evaluations: Mapping[Role, Path]) -> str:
+    """Draw a comparison.
+
+    Args:
+        comparison: The figures.
+        evaluations: The evaluation artifacts, whose pictures are shown where they have some.
+
+    Returns:
+        A self-contained HTML page.
+    """
+    # The package of the import system, so that the template is found in a wheel as in a checkout.
+    environment = Environment(
+        loader=PackageLoader("yolo_distill.components.compare", "."), autoescape=True, undefined=StrictUndefined
+    )
+    pictures = {role: evaluations[role] / PICTURE_NAME for role in (*_TRAINED, "quantized") if role in evaluations}
+    classes = _shown_classes(comparison)
+    return environment.get_template("report.html").render(
+        summary=summary(comparison),
+        comparison=comparison,
+        trade_off=inline_png(_trade_off(comparison)),
+        per_class=inline_png(_per_class(comparison, classes)),
+        shown_classes=len(classes),
+        all_classes=len(comparison.models[0].per_class),
+        pictures=[
+            (_label(comparison.model_of(role)), _inline_jpeg(picture))
+            for role, picture in pictures.items()
+            if picture.is_file()
+        ],
+    )
+
+
+def _trade_off(comparison: Comparison) -> Figure:
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axis = figure.subplots()
+    largest = max(model.size_bytes for model in comparison.models)
+    for model in comparison.models:
+        area = 1500 * model.size_bytes / largest
+        point = (model.latency_ms, 100 * model.map)
+        axis.scatter(*point, s=area, color=_COLOURS[model.role], alpha=0.5)
+        axis.scatter(*point, s=8, color=_COLOURS[model.role], label=f"{_label(model)}, {model.size_bytes / 1e6:.1f} MB")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
+    axis.margins(0.18)
+    axis.set_xlabel("median latency of one image in ms, logarithmic")
+    axis.set_ylabel("mAP50-95 in %")
+    axis.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
+    return figure
+
+
+def _per_class(comparison: Comparison, classes: list[str]) -> Figure:
+    figure = Figure(figsize=(9, 1 + 0.55 * len(classes)), layout="constrained")
+    axis = figure.subplots()
+    height = 0.8 / len(_TRAINED)
+    for number, role in enumerate(_TRAINED):
+        model = comparison.model_of(role)
+        # A class without a labelled box has no bar.
+        bars = [(at, ap) for at, name in enumerate(classes) if (ap := model.per_class[name].ap) is not None]
+        axis.barh(
+            [at + (number - 1) * height for at, _ in bars],
+            [100 * ap for _, ap in bars],
+            height,
+            color=_COLOURS[role],
+            label=title(model),
+        )
+    boxes = comparison.model_of("teacher").per_class
+    axis.set_yticks(range(len(classes)), [f"{name} ({boxes[name].boxes} boxes)" for name in classes])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("AP50-95 in %")
+    axis.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside upper center", ncols=len(_TRAINED), frameon=False)
+    return figure
+
+
+def _shown_classes(comparison: Comparison) -> list[str]:
+    """Return all classes, or of many those that distillation changed most, in the dataset's order."""
+    plain, distilled = (comparison.model_of(role).per_class for role in ("plain", "distilled"))
+
+    def change(name: str) -> float:
+        return abs((distilled[name].ap or 0) - (plain[name].ap or 0))
+
+    chosen = set(sorted(plain, key=change, reverse=True)[:_MOST_CLASSES])
+    return [name for name in plain if name in chosen]
+
+
+def _label(model: ComparedModel) -> str:
+    return f"{title(model)}, {runtime(model)}"
+
+
+def _inline_jpeg(path: Path) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
