@@ -11,7 +11,7 @@ def distill_train(  # noqa: ANN201
     student: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.HTML],
-    cache: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]
+    cache: dsl.Input[dsl.Artifact] = None,
     name: str = "distilled",
     model: str = "yolov8n.yaml",
     recipe: str = "default",

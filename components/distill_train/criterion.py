@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 from torch import nn
-
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
 from yolo_distill.components.distill_train.losses.box_iou import box_iou
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
 from yolo_distill.components.distill_train.losses.pkd import pkd
 from yolo_distill.components.distill_train.losses.score_weighted_l2 import score_weighted_l2
 from yolo_distill.components.distill_train.recipe import (
+    PKD,
     BinaryKL,
     BoxIoU,
     LocalizationDistillation,
-    PKD,
     Recipe,
     Term,
     value_at,
@@ -77,9 +77,7 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         self.projectors = projectors
         self.progress = 0.0
 
-    def loss(
-        self, preds: dict[str, Any], batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, preds: dict[str, Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute the loss.
 
         Args:

@@ -106,9 +106,7 @@ class PKD(_Term):
     loss: Literal["pkd"]
 
 
-Term = Annotated[
-    BinaryKL | LocalizationDistillation | BoxIoU | ScoreWeightedL2 | PKD, Field(discriminator="loss")
-]
+Term = Annotated[BinaryKL | LocalizationDistillation | BoxIoU | ScoreWeightedL2 | PKD, Field(discriminator="loss")]
 
 
 class Recipe(BaseModel):

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-
 from ultralytics.nn.tasks import DetectionModel
+
 from yolo_distill.components.distill_train.criterion import DistillationLoss
 from yolo_distill.components.distill_train.recipe import Recipe
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
@@ -146,7 +145,7 @@ def distill(
 
     Args:
         dataset: The dataset artifact.
-        model: The student: a model YAML by name or path, one of the slim ones that come with this step, or a checkpoint.
+        model: The student: a model YAML by name or path, a slim one that comes with this step, or a checkpoint.
         settings: Length, size, seed and optimiser.
         target: Where the model artifact goes.
         name: How the student is called in tables and lineage.

@@ -178,8 +178,11 @@ def write_index(root: Path, classes: list[str], images: Iterable[ImageRecord], s
     records = sorted(images, key=lambda record: record.file)
     manifest = DatasetManifest(digest=_digest(classes, records), classes=classes, images=records, source=source)
     # No ``path`` key: ultralytics then looks beside the file, wherever the artifact is moved to.
-    data = {split: f"images/{split}" for split in SPLITS if any(r.split == split for r in records)}
-    write_text(root / DATA_YAML_NAME, yaml.safe_dump({**data, "names": dict(enumerate(classes))}, sort_keys=False))
+    data: dict[str, object] = {
+        split: f"images/{split}" for split in SPLITS if any(record.split == split for record in records)
+    }
+    data["names"] = dict(enumerate(classes))
+    write_text(root / DATA_YAML_NAME, yaml.safe_dump(data, sort_keys=False))
     write_text(root / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     return manifest
 

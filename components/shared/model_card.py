@@ -52,7 +52,9 @@ class ModelCard(BaseModel):
     parameters: int
     gflops: float
     preprocessing: str = "letterbox to imgsz x imgsz, pad 114, RGB, NCHW float32 in 0..1"
-    postprocessing: str = "output 1x(4+nc)xN: box centre x, y, width, height in pixels, class scores; then class-wise NMS"
+    postprocessing: str = (
+        "output 1x(4+nc)xN: box centre x, y, width, height in pixels, class scores; then class-wise NMS"
+    )
     lineage: dict[str, str] = Field(default_factory=dict)
     licence: str = "AGPL-3.0"
 
@@ -82,7 +84,9 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CARD_NAME
     if not path.is_file():
-        raise InputError(folder, f"is not a model artifact, it has no {CARD_NAME}", "Give a folder made by a model step")
+        raise InputError(
+            folder, f"is not a model artifact, it has no {CARD_NAME}", "Give a folder made by a model step"
+        )
     try:
         card = ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:

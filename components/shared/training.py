@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
@@ -159,7 +159,9 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
                 "close_mosaic": 0,
                 "patience": 0,
                 "plots": False,
-                "amp": "bf16" if chosen != "cpu" and fast_autocast_dtype(torch.device("cuda")) is torch.bfloat16 else False,
+                "amp": "bf16"
+                if chosen != "cpu" and fast_autocast_dtype(torch.device("cuda")) is torch.bfloat16
+                else False,
                 "device": chosen,
                 "project": str(run_folder.parent),
                 "name": run_folder.name,
@@ -301,8 +303,8 @@ def training_folder(work_root: Path | None, target: Path, identity: object) -> I
     """Provide the folder that a training keeps its checkpoints in until it is finished.
 
     Args:
-        work_root: Folder that outlives a killed task; the same training finds its checkpoints there and resumes. Without
-            it they lie beside the result and are lost with the task.
+        work_root: Folder that outlives a killed task; the same training finds its checkpoints there and resumes.
+            Without it they lie beside the result and are lost with the task.
         target: Where the result goes.
         identity: Everything that tells this training from others, as JSON data.
 
@@ -355,5 +357,3 @@ def _loader_workers() -> int:
     """Return how many loader processes pay off: none on few cores, where they take time from the network."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 2 else min(8, cores // 2)
-
-

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import Sampler
-
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from ultralytics.data.augment import Compose, Mosaic
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord, Split
 
 
@@ -204,7 +204,7 @@ class ViewDataset(ManifestDataset):
 
     def key(self, view: View, index: int) -> int:
         """Return the item key of one view of one image."""
-        return (2 * view.number + view.closed) * self.ni + index
+        return (2 * view.number + view.closed) * len(self.records) + index
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         """Make one view of one image.
@@ -215,7 +215,7 @@ class ViewDataset(ManifestDataset):
         Returns:
             Ultralytics' training item, with ``labelled`` and the teacher's answer added.
         """
-        view_code, index = divmod(key, self.ni)
+        view_code, index = divmod(key, len(self.records))
         view = View(view_code // 2, bool(view_code % 2))
         record = self.records[index]
         self._pool = self._pools[record.labelled]
@@ -262,7 +262,7 @@ class ViewDataset(ManifestDataset):
         views = [View(number, closed) for number in (0, 1) for closed in (False, True)]
         settings = {name: str(value) for name, value in self.augmentation.model_dump().items()}
         for n in range(probes):
-            view, index = views[n % len(views)], n * self.ni // probes
+            view, index = views[n % len(views)], n * len(self.records) // probes
             item = self[self.key(view, index)]
             content = hashlib.sha256(item["img"].numpy().tobytes() + item["bboxes"].numpy().tobytes())
             settings[f"view {view} of image {index}"] = content.hexdigest()[:16]
@@ -296,11 +296,11 @@ class ViewSampler(Sampler[int]):
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-self.dataset.ni // self.world_size)
+        return -(-len(self.dataset.records) // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
         view = self.schedule.view(self.epoch)
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.dataset.ni)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset.records))
         self.epoch += 1
         # As in torch's DistributedSampler, the first images fill up so that every process has equally many.
         order = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
@@ -315,7 +315,7 @@ def view_digest(dataset_digest: str, fingerprint: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([dataset_digest, fingerprint], sort_keys=True).encode()).hexdigest()
 
 
-class _seeded:  # noqa: N801
+class _seeded:
     """Seeds Python's and NumPy's global generators, which ultralytics' transforms draw from, and puts them back."""
 
     def __init__(self, name: str) -> None:

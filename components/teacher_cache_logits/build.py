@@ -1,7 +1,7 @@
 """Builds the teacher cache, shard by shard."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class CacheSettings:
     augmentation: Augmentation
     open_views: int
     closed_views: int
-    selection: PointSelection = PointSelection()
+    selection: PointSelection = field(default_factory=PointSelection)
     batch: int = 32
 
     @property
@@ -74,7 +74,9 @@ def cache_settings(*, imgsz: int, open_views: int, closed_views: int, top_k: int
         InputError: A value is out of range.
     """
     if open_views < 0 or closed_views < 0 or open_views + closed_views == 0:
-        raise InputError(f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for one or more")
+        raise InputError(
+            f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for one or more"
+        )
     try:
         return CacheSettings(Augmentation(imgsz=imgsz), open_views, closed_views, PointSelection(top_k=top_k))
     except ValidationError as error:
@@ -89,7 +91,11 @@ def fingerprint(views: ViewDataset) -> dict[str, str]:
 
 
 def build_cache(
-    dataset: DetectionDataset, teacher_folder: Path, settings: CacheSettings, target: Path, work_root: Path | None = None
+    dataset: DetectionDataset,
+    teacher_folder: Path,
+    settings: CacheSettings,
+    target: Path,
+    work_root: Path | None = None,
 ) -> CacheManifest:
     """Ask the teacher about every view and keep its answers.
 
@@ -130,7 +136,7 @@ def build_cache(
             channels=_channels(teacher),
             open_views=settings.open_views,
             closed_views=settings.closed_views,
-            images=views.ni,
+            images=len(views.records),
             fingerprint=facts,
             selection=settings.selection,
             shards_folder=str(shards.absolute()) if work_root else "shards",
@@ -141,9 +147,12 @@ def build_cache(
 
 
 def _build_shards(teacher: Teacher, views: ViewDataset, settings: CacheSettings, folder: Path) -> list[ShardRecord]:
-    chunks = [range(start, min(start + SHARD_IMAGES, views.ni)) for start in range(0, views.ni, SHARD_IMAGES)]
+    chunks = [
+        range(start, min(start + SHARD_IMAGES, len(views.records)))
+        for start in range(0, len(views.records), SHARD_IMAGES)
+    ]
     records = []
-    total = len(settings.views) * views.ni
+    total = len(settings.views) * len(views.records)
     done = 0
     for view in settings.views:
         for number, images in enumerate(chunks):
@@ -167,7 +176,9 @@ def _write_shard(
     teacher: Teacher, views: ViewDataset, view: View, images: range, settings: CacheSettings, file: Path
 ) -> ShardRecord:
     keys = [views.key(view, index) for index in images]
-    loader = DataLoader(views, batch_size=settings.batch, sampler=keys, collate_fn=views.collate_fn)
+    loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+        views, batch_size=settings.batch, sampler=keys, collate_fn=views.collate_fn
+    )
     kept: list[dict[str, torch.Tensor]] = []
     total_mass = kept_mass = 0.0
     for batch in loader:
@@ -225,4 +236,4 @@ def _channels(teacher: Teacher) -> list[int]:
 
 def _estimated_bytes(teacher: Teacher, views: ViewDataset, settings: CacheSettings) -> int:
     numbers = len(teacher.card.classes) + 4 * teacher.reg_max + _FEATURES_PER_POINT
-    return 2 * numbers * settings.selection.top_k * views.ni * len(settings.views)
+    return 2 * numbers * settings.selection.top_k * len(views.records) * len(settings.views)

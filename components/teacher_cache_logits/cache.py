@@ -177,9 +177,11 @@ class TeacherCache:
 
     def _shard(self, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
         if name not in self._open:
-            shard = safe_open(self.shards / name, framework="pt")
+            shard: Any = safe_open(self.shards / name, framework="pt")
             offsets = {
-                key.removesuffix(".offsets"): shard.get_tensor(key) for key in shard.keys() if key.endswith("offsets")
+                name.removesuffix(".offsets"): shard.get_tensor(name)
+                for name in shard.keys()  # noqa: SIM118  a shard is no mapping
+                if name.endswith("offsets")
             }
             self._open[name] = shard, offsets
         opened: tuple[Any, dict[str, torch.Tensor]] = self._open[name]

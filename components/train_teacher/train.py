@@ -29,8 +29,8 @@ def train_teacher(
 ) -> TeacherResult:
     """Make a teacher for a dataset.
 
-    A checkpoint whose classes are the dataset's is taken as it is; one with other classes is fine-tuned; a model YAML is
-    trained from random weights.
+    A checkpoint whose classes are the dataset's is taken as it is, one with other classes is fine-tuned, and a model
+    YAML is trained from random weights.
 
     Args:
         dataset: The dataset artifact.

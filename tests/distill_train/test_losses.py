@@ -66,9 +66,7 @@ def test_localization_distillation(temperature: float) -> None:
     for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
         sides = [slice(side * BINS, (side + 1) * BINS) for side in range(4)]
         rows.append(
-            sum(
-                p * math.log(p / q) for side in sides for p, q in zip(softmax(t[side]), softmax(s[side]), strict=True)
-            )
+            sum(p * math.log(p / q) for side in sides for p, q in zip(softmax(t[side]), softmax(s[side]), strict=True))
             / 4
         )
     expected = temperature**2 * _weighted_mean(rows)

@@ -14,7 +14,7 @@ def test_every_shipped_recipe_loads_under_its_name() -> None:
 
 @pytest.mark.parametrize("name", ["nonsense", "../recipes/default", "missing.yaml", ""])
 def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match="no such recipe.*default"):
+    with pytest.raises(InputError, match=r"no such recipe.*default"):
         load_recipe(name)
 
 

@@ -56,7 +56,9 @@ def _batch(cache: TeacherCache, digits: DetectionDataset, images: int = 4) -> di
     return views.collate_fn([views[views.key(View(0, closed=True), index)] for index in range(images)])
 
 
-def test_a_distilled_checkpoint_is_an_ordinary_one(tmp_path: Path, digits: DetectionDataset, cache: TeacherCache) -> None:
+def test_a_distilled_checkpoint_is_an_ordinary_one(
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache
+) -> None:
     recipe = load_recipe("default")
     result = distill(digits, "yolov8n.yaml", SETTINGS, tmp_path / "student", name="s", recipe=recipe, cache=cache)
     assert [record["epoch"] for record in result.history] == [1, 2]

@@ -44,9 +44,7 @@ def test_answers_are_what_the_teacher_says_of_the_same_view(
         for level, feature in enumerate(online.features):
             cells = feature[0].flatten(1)
             here = points[(points >= first) & (points < first + cells.shape[1])] - first
-            torch.testing.assert_close(
-                kept[f"features.{level}"].float(), cells[:, here].T.float(), atol=0.1, rtol=0.05
-            )
+            torch.testing.assert_close(kept[f"features.{level}"].float(), cells[:, here].T.float(), atol=0.1, rtol=0.05)
             first += cells.shape[1]
 
 

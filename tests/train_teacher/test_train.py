@@ -42,7 +42,9 @@ def test_a_checkpoint_with_other_classes_is_fine_tuned(
     assert result.card.classes == digits.classes
     assert len(result.history) == 1
     # The backbone starts from the checkpoint's weights and one epoch moves them little.
-    pretrained, tuned = (load_network(path).model[0].conv.weight for path in (coco_weights, tmp_path / "teacher/model.pt"))
+    pretrained, tuned = (
+        load_network(path).model[0].conv.weight for path in (coco_weights, tmp_path / "teacher/model.pt")
+    )
     assert torch.nn.functional.cosine_similarity(pretrained.flatten(), tuned.flatten(), dim=0) > 0.9
 
 

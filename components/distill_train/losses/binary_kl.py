@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 
 
-def binary_kl(
-    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def binary_kl(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
     r"""Return :math:`T^2 \sum_p w_p \sum_c KL(\sigma(t_{pc}/T) \| \sigma(s_{pc}/T)) / \sum_p w_p`.
 
     Args:

@@ -19,5 +19,5 @@ def box_iou(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) 
     Returns:
         A scalar, 0 or more; 0 when the boxes are equal.
     """
-    overlap = bbox_iou(student, teacher, xywh=False, CIoU=True).squeeze(-1)
+    overlap: torch.Tensor = bbox_iou(student, teacher, xywh=False, CIoU=True).squeeze(-1)
     return (weight * (1 - overlap)).sum() / weight.sum().clamp(min=1e-9)
