@@ -1,0 +1,192 @@
+"""The command line: ``yolo-distill``."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.pipelines.display import shown_path
+from yolo_distill.pipelines.distillation.arguments import DistillationArguments, checked_arguments
+from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS, RunError, run_pipeline
+
+_DEFAULTS = DistillationArguments()
+_DATA, _MODELS, _TRAINING, _MEASURING, _RUN = "Data", "Models", "Training", "Measuring", "Run"
+
+app = typer.Typer(
+    name="yolo-distill",
+    help="Knowledge distillation for YOLOv8: from images to a benchmarked INT8 student.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"yolo-distill {metadata.version('yolo-distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command("run")
+def run_command(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Images and labels: a folder or archive in YOLO, Pascal VOC or COCO format, an http(s):// or s3://"
+            " address of one, or [bold]digits[/], handwritten digits that come with the program.",
+            rich_help_panel=_DATA,
+        ),
+    ] = _DEFAULTS.source,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of images for validation, if the data has no splits.", rich_help_panel=_DATA)
+    ] = _DEFAULTS.val_fraction,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of images for testing, if the data has no splits.", rich_help_panel=_DATA)
+    ] = _DEFAULTS.test_fraction,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Model YAML to train from scratch, such as yolov8m.yaml, or a .pt checkpoint: used as it is when its"
+            " classes are those of the data, else fine-tuned.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = _DEFAULTS.teacher_model,
+    student: Annotated[
+        str, typer.Option(help="Model YAML or .pt checkpoint that the student starts from.", rich_help_panel=_MODELS)
+    ] = _DEFAULTS.student_model,
+    recipe: Annotated[
+        str, typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=_TRAINING)
+    ] = _DEFAULTS.recipe,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the data for both students.", rich_help_panel=_TRAINING)
+    ] = _DEFAULTS.epochs,
+    teacher_epochs: Annotated[
+        int, typer.Option(help="Passes over the data for the teacher.", rich_help_panel=_TRAINING)
+    ] = _DEFAULTS.teacher_epochs,
+    imgsz: Annotated[
+        int,
+        typer.Option(help="Side of the network's input in pixels, a multiple of 32.", rich_help_panel=_TRAINING),
+    ] = _DEFAULTS.imgsz,
+    batch: Annotated[int, typer.Option(help="Images a training step.", rich_help_panel=_TRAINING)] = _DEFAULTS.batch,
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Augmented views of each image that the teacher answers; the epochs take turns with them.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = _DEFAULTS.views,
+    seed: Annotated[
+        int, typer.Option(help="Seed of splits, weights and image order.", rich_help_panel=_TRAINING)
+    ] = _DEFAULTS.seed,
+    split: Annotated[
+        str, typer.Option(help="Split whose mAP is reported: train, val or test.", rich_help_panel=_MEASURING)
+    ] = _DEFAULTS.evaluation_split,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=_MEASURING)
+    ] = _DEFAULTS.calibration_images,
+    registered_name: Annotated[
+        str, typer.Option(help="The INT8 model's name in MLflow's registry.", rich_help_panel=_MEASURING)
+    ] = _DEFAULTS.registered_name,
+    output: Annotated[Path, typer.Option(help="Folder for everything that is made.", rich_help_panel=_RUN)] = Path(
+        "runs"
+    ),
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Take over what earlier runs have made.", rich_help_panel=_RUN),
+    ] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show everything that the tasks print.", rich_help_panel=_RUN)
+    ] = False,
+) -> None:
+    """Train a teacher, distil it, make the student INT8, and compare.
+
+    Everything is done on this machine. Without any option the program uses its embedded data set and takes some ten
+    minutes on two cores. A second run takes over whatever did not change.
+    """
+    values = {
+        "source": data,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+        "teacher_model": teacher,
+        "student_model": student,
+        "recipe": recipe,
+        "epochs": epochs,
+        "teacher_epochs": teacher_epochs,
+        "imgsz": imgsz,
+        "batch": batch,
+        "views": views,
+        "seed": seed,
+        "evaluation_split": split,
+        "calibration_images": calibration_images,
+        "registered_name": registered_name,
+    }
+    with _failures_in_a_line():
+        arguments = checked_arguments(values)
+        # These take seconds to import; a mistake in the options has shown before.
+        from yolo_distill.pipelines.distillation.results import publish_results, show_results
+        from yolo_distill.pipelines.distillation.run import plan_run
+
+        signal.signal(signal.SIGTERM, _end_on_signal)
+        console = Console()
+        plan = plan_run(arguments, output, cached=cache)
+        console.print(f"Run [bold]{plan.name}[/]; the log goes to {shown_path(plan.log)}", soft_wrap=True)
+        watch = run_pipeline(plan, console, verbose=verbose)
+        publish_results(plan, watch)
+        show_results(plan, console)
+
+
+@app.command("compile")
+def compile_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path(
+        "yolov8-distillation.yaml"
+    ),
+) -> None:
+    """Write the pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
+    with _failures_in_a_line():
+        from yolo_distill.pipelines.distillation.run import compile_pipeline
+
+        compile_pipeline(output)
+        Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
+
+
+@contextmanager
+def _failures_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        _fail(str(error), INPUT_ERROR_STATUS)
+    except RunError as error:
+        _fail(str(error), INPUT_ERROR_STATUS if error.by_input else 1, error.log_tail)
+    except KeyboardInterrupt:
+        _fail("interrupted; the next run goes on where this one stopped", 130)
+
+
+def _fail(message: str, status: int, log_tail: str = "") -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if log_tail:
+        console.print(Text.from_ansi(log_tail), style="dim")
+    console.print(Text.assemble(("error: ", "bold red"), (" ".join(message.split()), "red")))
+    raise typer.Exit(status)
+
+
+def _end_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)

@@ -1,0 +1,156 @@
+"""The parameters of the distillation pipeline: their defaults, ranges, and what they may name."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+from zipfile import is_zipfile
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_recipe, recipe_names
+from yolo_distill.components.shared import lineage
+from yolo_distill.components.shared.errors import InputError
+
+# The model YAMLs that ultralytics knows by name and whose heads predict box distributions.
+_STOCK_MODEL = re.compile(r"yolo(v8|11|12)[nsmlx]\.yaml|yolov8[nsmlx]-ghost\.yaml")
+
+
+class DistillationArguments(BaseModel):
+    """Arguments of the pipeline; the defaults are those of ``make run``, sized for the embedded digits on two cores.
+
+    Attributes:
+        source: Images and labels: ``digits``, a folder, an archive, or an http(s) or s3 address.
+        source_digest: Changes when the source does, so that caches notice.
+        teacher_model: Model YAML to train from scratch, or checkpoint to fine-tune.
+        student_model: Likewise for the student.
+        recipe: Distillation recipe by name, or path of a recipe file.
+        epochs: Passes over the training images for the students.
+        teacher_epochs: The same for the teacher.
+        imgsz: Side of the square network input in pixels.
+        batch: Images a training step.
+        views: How many augmented views of each image the teacher answers; epochs take turns with them.
+        seed: Seed of splits, weights and image order.
+        val_fraction: Share of the images for validation where the source has no splits of its own.
+        test_fraction: The same for testing.
+        evaluation_split: The split whose mAP is reported.
+        calibration_images: Training images that the INT8 model's ranges are taken from.
+        registered_name: Name of the model in MLflow's registry.
+        work_root: Folder that outlives a killed run, from which unfinished training and teacher answers are taken up.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = "digits"
+    source_digest: str = ""
+    teacher_model: str = "yolov8s.yaml"
+    student_model: str = "yolov8n.yaml"
+    recipe: str = "default"
+    epochs: int = Field(default=30, ge=1)
+    teacher_epochs: int = Field(default=30, ge=1)
+    imgsz: int = Field(default=320, ge=32, multiple_of=32)
+    batch: int = Field(default=16, ge=1)
+    views: int = Field(default=8, ge=1)
+    seed: int = Field(default=0, ge=0)
+    val_fraction: float = Field(default=0.15, gt=0, lt=1)
+    test_fraction: float = Field(default=0.15, ge=0, lt=1)
+    evaluation_split: Literal["train", "val", "test"] = "val"
+    calibration_images: int = Field(default=300, ge=1)
+    registered_name: str = Field(default="yolo-distill", min_length=1)
+    work_root: str = ""
+
+    @model_validator(mode="after")
+    def _leave_training_images(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("together with --test-fraction it leaves no image for training")
+        return self
+
+
+def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
+    """Check everything about the arguments that can be told without opening data or models.
+
+    Args:
+        values: Arguments by name.
+
+    Returns:
+        The arguments, paths made absolute.
+
+    Raises:
+        InputError: A value is out of range, or names something that does not exist.
+    """
+    try:
+        arguments = DistillationArguments.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "val_fraction"
+        problem = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        raise InputError(f"{option_name(name)} {values.get(name)}", problem, "See --help for what it takes") from error
+    students = {path.name: path for path in sorted(RECIPES_FOLDER.with_name("students").glob("*.yaml"))}
+    return arguments.model_copy(
+        update={
+            "source": _check_source(arguments.source),
+            "teacher_model": _check_model(arguments.teacher_model, "--teacher", {}),
+            "student_model": _check_model(arguments.student_model, "--student", students),
+            "recipe": _check_recipe(arguments.recipe),
+        }
+    )
+
+
+def option_name(argument: str) -> str:
+    """Return the command line option of an argument."""
+    renamed = {
+        "source": "data",
+        "teacher_model": "teacher",
+        "student_model": "student",
+        "evaluation_split": "split",
+    }
+    return "--" + renamed.get(argument, argument).replace("_", "-")
+
+
+def _check_source(source: str) -> str:
+    if source.partition(":")[0] == "digits":
+        return source
+    if "://" in source:
+        if urlsplit(source).password:
+            shown = lineage.without_credentials(source)
+            raise InputError(f"--data {shown}", "the address carries a password", "Put user and password into ~/.netrc")
+        return source
+    path = Path(source)
+    if not path.exists():
+        raise InputError(
+            f"--data {source}", "there is no such file or folder", "Give a folder, an archive, an address, or digits"
+        )
+    return str(path.absolute())
+
+
+def _check_model(model: str, option: str, shipped: Mapping[str, Path]) -> str:
+    path = Path(model)
+    if path.is_file() and path.suffix in {".pt", ".yaml", ".yml"}:
+        _check_model_file(path, option)
+        return str(path.absolute())
+    if model in shipped or _STOCK_MODEL.fullmatch(model):
+        return model
+    known = ["a stock model such as yolov8n.yaml", *([f"one of {', '.join(shipped)}"] if shipped else [])]
+    raise InputError(
+        f"{option} {model}", "there is no such model", f"Give {', '.join(known)}, or the path of a .pt or .yaml file"
+    )
+
+
+def _check_model_file(path: Path, option: str) -> None:
+    if path.suffix == ".pt":
+        if not is_zipfile(path):
+            raise InputError(f"{option} {path}", "is not a PyTorch checkpoint", "Give a .pt file of ultralytics")
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} {path}", f"is not valid YAML: {error}", "Mend the file") from error
+    if not isinstance(content, dict) or not {"backbone", "head"} <= content.keys():
+        raise InputError(f"{option} {path}", "is not a model: it has no backbone and head", "Give a model YAML")
+
+
+def _check_recipe(recipe: str) -> str:
+    load_recipe(recipe)
+    return recipe if recipe in recipe_names() else str(Path(recipe).absolute())

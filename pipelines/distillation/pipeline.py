@@ -1,0 +1,117 @@
+"""The distillation pipeline: from images to a benchmarked INT8 student, beside the teacher and a plain student."""
+
+from kfp import dsl
+
+from yolo_distill.components.benchmark.component import benchmark
+from yolo_distill.components.compare.component import compare
+from yolo_distill.components.distill_train.component import distill_train
+from yolo_distill.components.evaluate_map.component import evaluate_map
+from yolo_distill.components.export_openvino.component import export_openvino
+from yolo_distill.components.prepare_data.component import prepare_data
+from yolo_distill.components.quantize.component import quantize
+from yolo_distill.components.register_model.component import register_model
+from yolo_distill.components.teacher_cache_logits.component import teacher_cache_logits
+from yolo_distill.components.train_teacher.component import train_teacher
+from yolo_distill.pipelines.distillation.arguments import DistillationArguments
+
+_DEFAULTS = DistillationArguments()
+
+# What a run is for: results by the name they are found under, each an output of one task.
+RESULTS = {
+    "table.md": ("compare", "table"),
+    "report.html": ("compare", "report"),
+    "comparison": ("compare", "comparison"),
+    "data-report.html": ("prepare-data", "report"),
+    "teacher": ("train-teacher", "teacher"),
+    "plain": ("distill-train", "student"),
+    "distilled": ("distill-train-2", "student"),
+    "openvino": ("export-openvino", "openvino"),
+    "onnx": ("export-openvino", "onnx"),
+    "int8": ("quantize", "quantized"),
+}
+
+
+@dsl.pipeline(name="yolov8-distillation")
+def distillation(
+    source: str = _DEFAULTS.source,
+    source_digest: str = _DEFAULTS.source_digest,
+    teacher_model: str = _DEFAULTS.teacher_model,
+    student_model: str = _DEFAULTS.student_model,
+    recipe: str = _DEFAULTS.recipe,
+    epochs: int = _DEFAULTS.epochs,
+    teacher_epochs: int = _DEFAULTS.teacher_epochs,
+    imgsz: int = _DEFAULTS.imgsz,
+    batch: int = _DEFAULTS.batch,
+    views: int = _DEFAULTS.views,
+    seed: int = _DEFAULTS.seed,
+    val_fraction: float = _DEFAULTS.val_fraction,
+    test_fraction: float = _DEFAULTS.test_fraction,
+    evaluation_split: str = _DEFAULTS.evaluation_split,
+    calibration_images: int = _DEFAULTS.calibration_images,
+    registered_name: str = _DEFAULTS.registered_name,
+    work_root: str = _DEFAULTS.work_root,
+) -> None:
+    """Distil a teacher into a small detector, make it INT8 and measure both against a directly trained one."""
+    data = prepare_data(
+        source=source, source_digest=source_digest, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
+    ).set_display_name("Prepare the data")
+    dataset = data.outputs["dataset"]
+
+    teacher = (
+        train_teacher(
+            dataset=dataset,
+            model=teacher_model,
+            epochs=teacher_epochs,
+            imgsz=imgsz,
+            batch=batch,
+            seed=seed,
+            work_root=work_root,
+        )
+        .set_display_name("Train the teacher")
+        .outputs["teacher"]
+    )
+    cache = (
+        teacher_cache_logits(dataset=dataset, teacher=teacher, imgsz=imgsz, views=views, work_root=work_root)
+        .set_display_name("Cache the teacher's answers")
+        .outputs["cache"]
+    )
+
+    training = {"model": student_model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    plain = (
+        distill_train(dataset=dataset, name="plain", work_root=work_root, **training)
+        .set_display_name("Train the student plainly")
+        .outputs["student"]
+    )
+    distilled = (
+        distill_train(dataset=dataset, cache=cache, name="distilled", recipe=recipe, work_root=work_root, **training)
+        .set_display_name("Train the student by distillation")
+        .outputs["student"]
+    )
+
+    openvino = (
+        export_openvino(dataset=dataset, model=distilled).set_display_name("Export to OpenVINO").outputs["openvino"]
+    )
+    quantized = (
+        quantize(dataset=dataset, model=openvino, calibration_images=calibration_images, seed=seed)
+        .set_display_name("Quantise to INT8")
+        .outputs["quantized"]
+    )
+
+    models = {
+        "teacher": teacher,
+        "plain": plain,
+        "distilled": distilled,
+        "openvino": openvino,
+        "quantized": quantized,
+    }
+    evaluations = {
+        name: evaluate_map(dataset=dataset, model=model, split=evaluation_split)
+        .set_display_name(f"Evaluate: {name}")
+        .outputs["evaluation"]
+        for name, model in models.items()
+    }
+    measured = benchmark(dataset=dataset, **models).set_display_name("Benchmark").outputs["results"]
+    compare(**evaluations, benchmark=measured).set_display_name("Compare")
+    register_model(
+        model=quantized, evaluation=evaluations["quantized"], dataset=dataset, registered_name=registered_name
+    ).set_display_name("Register the model")

@@ -1,0 +1,74 @@
+"""Where the results of a run are put for its user, and how they are shown."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from yolo_distill.components.compare.comparison import read_comparison
+from yolo_distill.components.compare.summary import summary
+from yolo_distill.pipelines.display import shown_path
+from yolo_distill.pipelines.distillation.pipeline import RESULTS
+from yolo_distill.pipelines.events import RunWatch
+from yolo_distill.pipelines.plan import RunPlan
+
+_LATEST = "latest"
+
+
+def publish_results(plan: RunPlan, watch: RunWatch) -> None:
+    """Copy what a run has made, or taken over, into its folder, and point ``latest`` there.
+
+    Args:
+        plan: The run.
+        watch: What its tasks have made.
+    """
+    for name, (task, output) in RESULTS.items():
+        made, target = watch.tasks[task].outputs[output], plan.folder / name
+        if made.is_dir():
+            shutil.copytree(made, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(made, target)
+    link = plan.output / f".{_LATEST}-{plan.name}"
+    link.symlink_to(plan.name)
+    link.replace(plan.output / _LATEST)
+
+
+def show_results(plan: RunPlan, console: Console) -> None:
+    """Show the table, what follows from it, where everything is and how to look at the run in MLflow.
+
+    Args:
+        plan: A run whose results are published.
+        console: Where to show them.
+    """
+    found = summary(read_comparison(plan.folder / "comparison"))
+    table = Table(title="Teacher and students", title_style="bold")
+    for number, column in enumerate(found.columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    for finding in found.findings:
+        console.print(f"• {finding}", markup=False, highlight=False)
+    for caveat in found.caveats:
+        console.print(f"! {caveat}", style="yellow", markup=False, highlight=False)
+    console.print()
+    for label, path in {
+        "Table": "table.md",
+        "Report": "report.html",
+        "Data report": "data-report.html",
+        "INT8 model": "int8",
+        "Student": "distilled/model.pt",
+        "All": "",
+    }.items():
+        console.print(f"{label:<12} {shown_path(plan.folder / path)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{'MLflow':<12} {_mlflow_command(plan.tracking_uri)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _mlflow_command(tracking_uri: str) -> str:
+    if not tracking_uri.startswith("sqlite:"):
+        return f"open {tracking_uri}"
+    program = Path(sys.executable).parent / "mlflow"
+    return f"{shown_path(program)} ui --backend-store-uri {tracking_uri}, then open http://127.0.0.1:5000"

@@ -1,0 +1,64 @@
+"""What the tests of several steps share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.prepare_data.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    """Tiny scenes of handwritten digits: 160 px, 48 for training, 16 each for validation and testing."""
+    return prepare("digits:train=48,val=16,test=16,size=160", tmp_path_factory.mktemp("digits") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(digits: DetectionDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher trained for one epoch: its answers are poor, its files are real."""
+    from yolo_distill.components.shared.training import train_settings
+    from yolo_distill.components.train_teacher.train import train_teacher
+
+    target = tmp_path_factory.mktemp("teacher") / "teacher"
+    train_teacher(digits, "yolov8n.yaml", train_settings(epochs=1, imgsz=160, batch=16, seed=0), target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def student_dir(digits: DetectionDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student trained plainly for one epoch."""
+    from yolo_distill.components.distill_train.train import distill
+    from yolo_distill.components.shared.training import train_settings
+
+    target = tmp_path_factory.mktemp("student") / "student"
+    settings = train_settings(epochs=1, imgsz=160, batch=16, seed=1)
+    distill(digits, "yolov8n.yaml", settings, target, name="plain")
+    return target
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real data sets, which are not part of this repository."""
+    folder = Path(os.environ.get("YOLO_DISTILL_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data: set YOLO_DISTILL_TEST_DATA to a folder that holds bccd/ and coco128/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bccd_root(test_data: Path) -> Path:
+    """BCCD: 364 photographs of blood cells with Pascal VOC labels."""
+    return test_data / "bccd" / "BCCD"
+
+
+@pytest.fixture(scope="session")
+def coco_weights(test_data: Path) -> Path:
+    """A YOLOv8n that knows COCO's 80 classes."""
+    return test_data.parent / "weights" / "yolov8n-coco.pt"
