@@ -19,6 +19,7 @@ def distill_train(  # noqa: ANN201
     imgsz: int = 320,
     batch: int = 16,
     seed: int = 0,
+    augmentation: str = "",
     work_root: str = "",
 ):
     """Train the student from the teacher's cached answers, or plainly when there is no cache.
@@ -38,6 +39,8 @@ def distill_train(  # noqa: ANN201
         imgsz: Side of the square input in pixels, a multiple of 32.
         batch: Images a step.
         seed: Seed of initial weights and image order.
+        augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10; the same
+            as the teacher cache was built with.
         work_root: Folder that outlives a killed task, from which an unfinished training resumes.
     """
     from pathlib import Path
@@ -52,6 +55,7 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
 
     parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    parameters["augmentation"] = augmentation
     if cache is not None:
         parameters["recipe"] = recipe
     with task_run("distill-train", name, params=parameters) as run:
@@ -60,7 +64,7 @@ def distill_train(  # noqa: ANN201
         result = distill(
             data,
             model,
-            train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed),
+            train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation),
             Path(student.path),
             name=name,
             recipe=load_recipe(recipe) if cache is not None else None,

@@ -1,6 +1,5 @@
 """Trains the student: with a teacher's cached answers, or plainly."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,6 @@ class DistillationTrainer(ViewTrainer):
             settings,
             model,
             run_folder,
-            augmentation=cached_augmentation(cache),
             schedule=ViewSchedule(
                 settings.epochs,
                 settings.closing_epochs if manifest.closed_views else 0,
@@ -165,9 +163,9 @@ def distill(
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
     if cache is not None and recipe is not None:
-        require_same_views(cache, dataset, settings)
+        require_same_views(cache, dataset, settings.augmentation)
         lineage |= {"teacher": cache.manifest.teacher, "cache": cache.manifest.key, "recipe": recipe.name}
-    identity = [lineage, model, settings.model_dump(), recipe.model_dump() if cache and recipe else None]
+    identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         trainer = (
             DistillationTrainer(dataset, settings, source, folder, recipe=recipe, cache=cache)
@@ -186,13 +184,7 @@ def distill(
     return StudentResult(card, trainer.history)
 
 
-def cached_augmentation(cache: TeacherCache) -> Augmentation:
-    """Return how the views were made that a cache holds answers to."""
-    recorded: Mapping[str, str] = cache.manifest.fingerprint
-    return Augmentation.model_validate({name: recorded[name] for name in Augmentation.model_fields})
-
-
-def require_same_views(cache: TeacherCache, dataset: DetectionDataset, settings: TrainSettings) -> None:
+def require_same_views(cache: TeacherCache, dataset: DetectionDataset, augmentation: Augmentation) -> None:
     """Refuse a cache whose answers are not about the views that the student would see.
 
     Raises:
@@ -204,9 +196,7 @@ def require_same_views(cache: TeacherCache, dataset: DetectionDataset, settings:
         raise InputError(
             "teacher cache", f"is about dataset {manifest.dataset[:12]}, not {dataset.digest[:12]}", remedy
         )
-    if manifest.imgsz != settings.imgsz:
-        raise InputError(f"imgsz={settings.imgsz}", f"the teacher cache was built at {manifest.imgsz}", remedy)
-    now = fingerprint(ViewDataset(dataset, cached_augmentation(cache)))
+    now = fingerprint(ViewDataset(dataset, augmentation))
     differing = [
         f"{name} was {manifest.fingerprint.get(name)}, is {now.get(name)}"
         for name in sorted(manifest.fingerprint.keys() | now.keys())

@@ -33,6 +33,7 @@ from yolo_distill.components.shared.views import (
     ViewDataset,
     ViewSampler,
     ViewSchedule,
+    parse_augmentation,
 )
 
 # At most this many validations a training: enough for a curve, few enough to cost little.
@@ -44,7 +45,7 @@ class TrainSettings(BaseModel):
 
     Attributes:
         epochs: Passes over the training split.
-        imgsz: Side of the square input in pixels, a multiple of 32.
+        augmentation: How training images are varied, and the side of the square input.
         batch: Images a step; every step updates the weights.
         seed: Seed of initial weights and image order.
         close_mosaic: How many epochs at the end use unmixed images; at most half of the epochs.
@@ -57,7 +58,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(ge=1)
-    imgsz: int = Field(multiple_of=32, gt=0)
+    augmentation: Augmentation
     batch: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
     close_mosaic: int = Field(default=10, ge=0)
@@ -65,6 +66,11 @@ class TrainSettings(BaseModel):
     lr0: float = Field(default=0.002, gt=0)
     lrf: float = Field(default=0.01, gt=0, le=1)
     weight_decay: float = Field(default=0.0005, ge=0)
+
+    @property
+    def imgsz(self) -> int:
+        """Side of the square input in pixels."""
+        return self.augmentation.imgsz
 
     @property
     def closing_epochs(self) -> int:
@@ -106,7 +112,6 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         model: str,
         run_folder: Path,
         *,
-        augmentation: Augmentation | None = None,
         schedule: ViewSchedule | None = None,
         answers: AnswerSource | None = None,
         device: str | None = None,
@@ -118,14 +123,12 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
             settings: Length, size, seed and optimiser.
             model: A model YAML or a checkpoint.
             run_folder: Where ultralytics writes checkpoints and logs.
-            augmentation: How views are made; ultralytics' defaults when not given.
             schedule: Which view each epoch trains on; a fresh one every epoch when not given.
             answers: Where a teacher's answers to the views come from.
             device: What ultralytics takes; a GPU when there is one.
         """
         self.dataset = dataset
         self.settings = settings
-        self.augmentation = augmentation or Augmentation(imgsz=settings.imgsz)
         self.schedule = schedule or ViewSchedule(settings.epochs, settings.closing_epochs)
         self.answers = answers
         self._history_file = run_folder / "history.json"
@@ -139,7 +142,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         chosen = device or ("0" if torch.cuda.is_available() else "cpu")
         super().__init__(
             overrides={
-                **self.augmentation.model_dump(),
+                **settings.augmentation.model_dump(),
                 "task": "detect",
                 "model": str(last) if last.is_file() else model,
                 "resume": str(last) if last.is_file() else False,
@@ -194,7 +197,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> ManifestDataset:
         """Open the split that a loader draws from."""
         if mode == "train":
-            return ViewDataset(self.dataset, self.augmentation, self.answers)
+            return ViewDataset(self.dataset, self.settings.augmentation, self.answers)
         return ManifestDataset(
             self.dataset,
             "val",
@@ -318,17 +321,19 @@ def training_folder(work_root: Path | None, target: Path, identity: object) -> I
     shutil.rmtree(folder)
 
 
-def train_settings(**values: int | float | str) -> TrainSettings:
+def train_settings(*, imgsz: int, augmentation: str = "", **values: int | float | str) -> TrainSettings:
     """Check what a user asked of a training.
 
     Args:
-        **values: The fields of :class:`TrainSettings`.
+        imgsz: Side of the square input in pixels.
+        augmentation: Changes to ultralytics' defaults, such as ``fliplr=0,degrees=10``.
+        **values: The other fields of :class:`TrainSettings`.
 
     Raises:
         InputError: A value is out of range.
     """
     try:
-        return TrainSettings.model_validate(values)
+        return TrainSettings.model_validate({**values, "augmentation": parse_augmentation(imgsz, augmentation)})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch.utils.data import Sampler
 from ultralytics.data.augment import Compose, Mosaic
 from ultralytics.data.dataset import YOLODataset
@@ -25,6 +25,7 @@ from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord, Split
+from yolo_distill.components.shared.errors import InputError
 
 
 class Augmentation(BaseModel):
@@ -72,6 +73,30 @@ class Augmentation(BaseModel):
         """
         mixing = {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0} if closed else {}
         return IterableSimpleNamespace(**{**vars(DEFAULT_CFG), **self.model_dump(), **mixing})
+
+
+def parse_augmentation(imgsz: int, text: str) -> Augmentation:
+    """Read what a user changes of the augmentation.
+
+    Args:
+        imgsz: Side of the square view in pixels.
+        text: Hyperparameters of ultralytics, such as ``fliplr=0,degrees=10``; the others keep their defaults.
+
+    Raises:
+        InputError: A hyperparameter is unknown or out of range.
+    """
+    values: dict[str, object] = {"imgsz": imgsz}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        values[name.strip()] = value.strip()
+    try:
+        return Augmentation.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(name for name in Augmentation.model_fields if name != "imgsz")
+        raise InputError(
+            f"{first['loc'][0]}={first['input']}", first["msg"], f"The augmentation knows {known}"
+        ) from error
 
 
 @dataclass(frozen=True)

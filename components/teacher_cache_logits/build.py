@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -61,11 +60,11 @@ class CacheSettings:
         ]
 
 
-def cache_settings(*, imgsz: int, open_views: int, closed_views: int, top_k: int) -> CacheSettings:
+def cache_settings(*, augmentation: Augmentation, open_views: int, closed_views: int, top_k: int) -> CacheSettings:
     """Check what a user asked of the teacher.
 
     Args:
-        imgsz: Side of the square views in pixels.
+        augmentation: How views are made.
         open_views: Number of views with mosaic.
         closed_views: Number of views without.
         top_k: Anchor points kept per view.
@@ -77,12 +76,9 @@ def cache_settings(*, imgsz: int, open_views: int, closed_views: int, top_k: int
         raise InputError(
             f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for one or more"
         )
-    try:
-        return CacheSettings(Augmentation(imgsz=imgsz), open_views, closed_views, PointSelection(top_k=top_k))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = first["loc"][0]
-        raise InputError(f"{name}={first['input']!r}", first["msg"], f"Give another {name}") from error
+    if top_k < 1:
+        raise InputError(f"top_k={top_k}", "no anchor point is kept", "Keep one or more")
+    return CacheSettings(augmentation, open_views, closed_views, PointSelection(top_k=top_k))
 
 
 def fingerprint(views: ViewDataset) -> dict[str, str]:

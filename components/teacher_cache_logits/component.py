@@ -14,6 +14,7 @@ def teacher_cache_logits(  # noqa: ANN201
     views: int = 8,
     closed_views: int = 4,
     top_k: int = 256,
+    augmentation: str = "",
     work_root: str = "",
 ):
     """Ask the teacher once about every view of every training image and keep its sparse answers.
@@ -26,22 +27,30 @@ def teacher_cache_logits(  # noqa: ANN201
         views: How many views with mosaic each image gets; the epochs of a training cycle through them.
         closed_views: How many views without mosaic, for the last epochs of a training.
         top_k: Anchor points kept per view, by the teacher's score; those that labels can be assigned to are added.
+        augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.
         work_root: Folder of caches shared by all runs, found again by content; unfinished ones are completed.
     """
     from pathlib import Path
 
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.views import parse_augmentation
     from yolo_distill.components.teacher_cache_logits.build import build_cache, cache_settings
 
     parameters = {"imgsz": imgsz, "views": views, "closed_views": closed_views, "top_k": top_k}
+    parameters["augmentation"] = augmentation
     with task_run("teacher-cache-logits", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
         manifest = build_cache(
             data,
             Path(teacher.path),
-            cache_settings(imgsz=imgsz, open_views=views, closed_views=closed_views, top_k=top_k),
+            cache_settings(
+                augmentation=parse_augmentation(imgsz, augmentation),
+                open_views=views,
+                closed_views=closed_views,
+                top_k=top_k,
+            ),
             Path(cache.path),
             Path(work_root) if work_root else None,
         )

@@ -16,6 +16,7 @@ def train_teacher(  # noqa: ANN201
     imgsz: int = 320,
     batch: int = 16,
     seed: int = 0,
+    augmentation: str = "",
     work_root: str = "",
 ):
     """Train the teacher, or take one that fits.
@@ -33,6 +34,7 @@ def train_teacher(  # noqa: ANN201
         imgsz: Side of the square input in pixels, a multiple of 32.
         batch: Images a step.
         seed: Seed of initial weights, augmentation order and image order.
+        augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.
         work_root: Folder that outlives a killed task, from which an unfinished training resumes.
     """
     from pathlib import Path
@@ -44,11 +46,18 @@ def train_teacher(  # noqa: ANN201
     from yolo_distill.components.shared.training import last_metrics, train_settings
     from yolo_distill.components.train_teacher.train import train_teacher
 
-    parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    parameters = {
+        "model": model,
+        "epochs": epochs,
+        "imgsz": imgsz,
+        "batch": batch,
+        "seed": seed,
+        "augmentation": augmentation,
+    }
     with task_run("train-teacher", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
-        settings = train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed)
+        settings = train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation)
         result = train_teacher(data, model, settings, Path(teacher.path), Path(work_root) if work_root else None)
         write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
         for record in result.history:

@@ -25,7 +25,11 @@ class TeacherResult:
 
 
 def train_teacher(
-    dataset: DetectionDataset, model: str, settings: TrainSettings, target: Path, work_root: Path | None = None
+    dataset: DetectionDataset,
+    model: str,
+    settings: TrainSettings,
+    target: Path,
+    work_root: Path | None = None,
 ) -> TeacherResult:
     """Make a teacher for a dataset.
 

@@ -12,13 +12,13 @@ from yolo_distill.components.distill_train.train import DistillationTrainer, dis
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import read_card
-from yolo_distill.components.shared.training import TrainSettings
+from yolo_distill.components.shared.training import train_settings
 from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
 from yolo_distill.components.teacher_cache_logits.teacher import PointSelection
 
-SETTINGS = TrainSettings(epochs=2, imgsz=96, batch=16)
+SETTINGS = train_settings(epochs=2, imgsz=96, batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_killed_training_resumes_where_it_stopped(
     tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe("default")
-    settings = TrainSettings(epochs=3, imgsz=96, batch=16)
+    settings = train_settings(epochs=3, imgsz=96, batch=16)
     whole = distill(digits, "yolov8n.yaml", settings, tmp_path / "whole", name="s", recipe=recipe, cache=cache)
 
     class Killed(Exception):
@@ -110,7 +110,7 @@ def test_a_killed_training_resumes_where_it_stopped(
 
 
 def test_training_without_a_cache_has_no_distillation_terms(tmp_path: Path, digits: DetectionDataset) -> None:
-    result = distill(digits, "yolov8n.yaml", TrainSettings(epochs=1, imgsz=96, batch=16), tmp_path / "s", name="plain")
+    result = distill(digits, "yolov8n.yaml", train_settings(epochs=1, imgsz=96, batch=16), tmp_path / "s", name="plain")
     assert not any("kd_" in name for name in result.history[0])
     assert "teacher" not in result.card.lineage
 
@@ -161,7 +161,7 @@ def test_terms_reach_every_part_of_the_student(
     ("change", "message"),
     [
         ({"dataset": "0" * 64}, "is about dataset"),
-        ({"imgsz": 128}, "imgsz=96"),
+        ({"fingerprint": {"imgsz": "128"}}, "imgsz was 128, is 96"),
         ({"fingerprint": {"opencv-python version": "1.0"}}, "opencv-python version was 1.0"),
     ],
 )

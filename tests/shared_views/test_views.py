@@ -8,7 +8,15 @@ from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, describe_image, write_index
-from yolo_distill.components.shared.views import Augmentation, View, ViewDataset, ViewSampler, ViewSchedule
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.views import (
+    Augmentation,
+    View,
+    ViewDataset,
+    ViewSampler,
+    ViewSchedule,
+    parse_augmentation,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +119,15 @@ def test_unlabelled_images_are_mixed_with_their_like_only(tmp_path: Path, digits
 def test_settings_out_of_range_are_refused(values: dict) -> None:
     with pytest.raises(ValidationError):
         Augmentation(**values)
+
+
+def test_changes_of_the_augmentation_are_read_from_text() -> None:
+    changed = parse_augmentation(96, "fliplr=0, degrees=10")
+    assert (changed.fliplr, changed.degrees) == (0, 10)
+    assert parse_augmentation(96, "") == Augmentation(imgsz=96)
+
+
+@pytest.mark.parametrize("text", ["fliplr=2", "fliplr", "nonsense=1", "mosaic=x"])
+def test_a_bad_change_is_refused_by_name(text: str) -> None:
+    with pytest.raises(InputError, match=text.partition("=")[0]):
+        parse_augmentation(96, text)

@@ -116,11 +116,12 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path: Path, digits: Detecti
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"imgsz": 100}, "imgsz=100"),
         ({"open_views": 0, "closed_views": 0}, "no view"),
         ({"top_k": 0}, "top_k=0"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        cache_settings(**{"imgsz": 96, "open_views": 1, "closed_views": 1, "top_k": 8, **values})
+        cache_settings(
+            **{"augmentation": Augmentation(imgsz=96), "open_views": 1, "closed_views": 1, "top_k": 8, **values}
+        )

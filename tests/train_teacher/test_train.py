@@ -8,10 +8,10 @@ from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import read_card
-from yolo_distill.components.shared.training import TrainSettings, train_settings
+from yolo_distill.components.shared.training import train_settings
 from yolo_distill.components.train_teacher.train import train_teacher
 
-SETTINGS = TrainSettings(epochs=1, imgsz=96, batch=16)
+SETTINGS = train_settings(epochs=1, imgsz=96, batch=16)
 
 
 def test_a_teacher_is_trained_from_a_model_yaml(tmp_path: Path, digits: DetectionDataset) -> None:
