@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
 from yolo_distill.components.benchmark.results import Machine
 from yolo_distill.components.shared.lineage import library_versions
 

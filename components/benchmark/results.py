@@ -8,6 +8,7 @@ Layout::
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+
 from yolo_distill.components.benchmark.machine import peak_memory_bytes
 from yolo_distill.components.shared.detector import Detector, open_detector, postprocess, preprocess
 from yolo_distill.components.shared.detector.images import read_image

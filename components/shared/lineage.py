@@ -25,7 +25,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.data.dataset_source import DatasetSource
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 PIPELINE_RUN_ID_VARIABLE = "YOLO_DISTILL_PIPELINE_RUN_ID"
 PIPELINE_RUN_NAME_VARIABLE = "YOLO_DISTILL_PIPELINE_RUN_NAME"
@@ -184,10 +184,43 @@ def model_tags(card: ModelCard, folder: Path) -> dict[str, str]:
         "model.architecture": card.architecture,
         "model.licence": card.licence,
         "model.uri": artifact_uri(folder),
-        MODEL_DIGEST_TAG: model_digest(card),
-        **{f"model.digest.{file}": digest for file, digest in card.digests.items()},
+        **_digest_tags(card),
         **{f"lineage.{name}": value for name, value in card.lineage.items()},
     }
+
+
+def create_logged_model(card: ModelCard, folder: Path, run_id: str) -> "LoggedModel":
+    """Make a model known to MLflow, by its card; its files stay where they are.
+
+    Args:
+        card: The model's card.
+        folder: The model artifact.
+        run_id: The run that the model belongs to.
+    """
+    import mlflow
+
+    params = card.model_dump(include={"imgsz", "parameters", "gflops", "architecture", "licence"})
+    return mlflow.create_external_model(
+        # MLflow refuses some characters in a model's name.
+        re.sub("[/:.%\"']", "_", f"{card.name}-{card.format}-{card.precision}"),
+        source_run_id=run_id,
+        tags=model_tags(card, folder),
+        params={name: str(value) for name, value in params.items()},
+        model_type="object-detector",
+        experiment_id=mlflow.get_run(run_id).info.experiment_id,
+    )
+
+
+def find_logged_model(client: "MlflowClient", experiment_id: str, card: ModelCard) -> "LoggedModel | None":
+    """Find the model that a step made known to MLflow, by the digests of all its files; the first of several."""
+    same = [f"tags.`{name}` = '{value}'" for name, value in _digest_tags(card).items()]
+    found = client.search_logged_models(
+        [experiment_id],
+        " AND ".join(same),
+        order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+        max_results=1,
+    )
+    return found[0] if found else None
 
 
 def artifact_uri(path: Path) -> str:
@@ -217,6 +250,11 @@ def without_credentials(text: str) -> str:
 def metric_name(name: str) -> str:
     """Return a name that MLflow takes for a metric, with ultralytics' ``(B)`` for boxes left out."""
     return re.sub(r"[^\w\-. :/]", "_", re.sub(r"\(\w\)$", "", name))
+
+
+def _digest_tags(card: ModelCard) -> dict[str, str]:
+    files = {f"{MODEL_DIGEST_TAG}.{file}": digest for file, digest in card.digests.items()}
+    return {MODEL_DIGEST_TAG: model_digest(card), **files}
 
 
 def _experiment_id(client: "MlflowClient", uri: str) -> str:

@@ -30,6 +30,7 @@ class TaskRun:
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
+        self._measured_model: str | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record measured values.
@@ -41,7 +42,7 @@ class TaskRun:
         import mlflow
 
         named = {lineage.metric_name(name): float(value) for name, value in metrics.items()}
-        mlflow.log_metrics(named, step=step, run_id=self.run_id)
+        mlflow.log_metrics(named, step=step, run_id=self.run_id, model_id=self._measured_model)
 
     def log_history(self, history: Iterable[Mapping[str, float]]) -> None:
         """Record a training's curves.
@@ -81,16 +82,49 @@ class TaskRun:
         Raises:
             InputError: The folder is no valid model artifact.
         """
-        card = read_card(folder)
-        self.set_tags(lineage.model_tags(card, folder))
-        self.log_metrics({"parameters": card.parameters, "gflops": card.gflops})
-        self.log_artifact(folder / CARD_NAME)
+        import mlflow
+        from mlflow.entities import LoggedModelOutput
+
+        model = lineage.create_logged_model(read_card(folder), folder, self.run_id)
+        mlflow.MlflowClient().log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        mlflow.log_artifact(str(folder / CARD_NAME), folder.name, run_id=self.run_id)
+
+    def use_model(self, folder: Path) -> str:
+        """Record that the task measures a model: metrics that are logged from now on are shown with it.
+
+        Args:
+            folder: The model artifact.
+
+        Returns:
+            The id by which MLflow knows the model: that of the one that its step recorded, a new one where the tracking
+            store does not know it.
+
+        Raises:
+            InputError: The folder is no valid model artifact.
+        """
+        import mlflow
+        from mlflow.entities import LoggedModelInput
+
+        card, client = read_card(folder), mlflow.MlflowClient()
+        experiment_id = client.get_run(self.run_id).info.experiment_id
+        known = lineage.find_logged_model(client, experiment_id, card)
+        model = known or lineage.create_logged_model(card, folder, self.run_id)
+        client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
+        self._measured_model = str(model.model_id)
+        return self._measured_model
 
     def log_artifact(self, path: Path) -> None:
         """Store a file or folder with the run."""
         import mlflow
 
         mlflow.log_artifact(str(path), run_id=self.run_id)
+
+    def store_folder(self, folder: Path, name: str) -> str:
+        """Store a folder's content with the run and return its address there."""
+        import mlflow
+
+        mlflow.log_artifacts(str(folder), name, run_id=self.run_id)
+        return f"{mlflow.get_run(self.run_id).info.artifact_uri}/{name}"
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run."""
