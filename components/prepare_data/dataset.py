@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file, write_text
 

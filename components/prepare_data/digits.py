@@ -4,7 +4,6 @@ The scans are the 1,797 handwritten digits that scikit-learn carries (8x8 pixels
 scan is used in one split only: a detector is never asked about handwriting that it was trained on.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
 from yolo_distill.components.prepare_data.dataset import SPLITS, Split
 from yolo_distill.components.shared.errors import InputError
 
@@ -26,7 +26,7 @@ Image = NDArray[np.float32]
 
 # The scene that the lengths below are given for; they grow and shrink with the scene.
 _REFERENCE_SIZE = 192
-_DIGIT_HEIGHTS = (18.0, 70.0)
+_DIGIT_HEIGHTS = (20.0, 70.0)
 _DIGIT_COUNTS = (2, 7)
 # No more than this share of a digit may lie under or over another one's box.
 _LARGEST_OVERLAP = 0.25
@@ -101,15 +101,18 @@ def is_digits(source: str) -> bool:
     return source == DIGITS or source.startswith(f"{DIGITS}:")
 
 
-def scenes(settings: DigitsSettings, split: Split) -> Iterator[Scene]:
-    """Make the scenes of a split, the same bit for bit each time.
+def compose(settings: DigitsSettings, split: Split, number: int) -> Scene:
+    """Make a scene, the same bit for bit each time.
 
-    Scene ``n`` of a split depends on the seed and the size only, so a longer data set begins with a shorter one.
+    It depends on the seed and the size only, so a longer data set begins with a shorter one.
+
+    Args:
+        settings: Size and seed.
+        split: The split whose scans are used.
+        number: Which scene of the split, from 0.
     """
-    scans = _scans(split)
-    for number in range(getattr(settings, split)):
-        rng = np.random.default_rng([GENERATOR_VERSION, settings.seed, SPLITS.index(split), number])
-        yield _compose(scans, settings.size, rng)
+    rng = np.random.default_rng([GENERATOR_VERSION, settings.seed, SPLITS.index(split), number])
+    return _compose(_scans(split), settings.size, rng)
 
 
 def encode(scene: Scene) -> bytes:
@@ -190,7 +193,7 @@ def _stroke(picture: Image, scale: float, rng: np.random.Generator) -> None:
         cv2.ellipse(
             layer, centre.tolist(), axes, float(np.degrees(angle)), start, start + sweep, 255, thickness, cv2.LINE_AA
         )
-    _paint(picture, layer.astype(np.float32) / 255, 0, 0, rng)
+    _paint(picture, (layer / 255).astype(np.float32), 0, 0, rng)
 
 
 def _fragment(picture: Image, scans: list[NDArray[np.float32]], scale: float, rng: np.random.Generator) -> None:
@@ -228,7 +231,7 @@ def _glyph(scan: NDArray[np.float32], height: float, rng: np.random.Generator) -
     warped = cv2.warpAffine(padded, np.column_stack([matrix, shift]), (side, side), flags=cv2.INTER_CUBIC)
     warped = cv2.GaussianBlur(warped, (0, 0), 0.3 * factor)
     edge = warped.max() * rng.uniform(0.42, 0.58)
-    opacity = np.clip((warped - edge) / 0.2 + 0.5, 0, 1).astype(np.float32)
+    opacity: Image = np.clip((warped - edge) / 0.2 + 0.5, 0, 1).astype(np.float32)
     x1, y1, x2, y2 = _ink_box(opacity).astype(int)
     return opacity[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1]
 
@@ -265,7 +268,7 @@ def _paint(picture: Image, opacity: Image, x: int, y: int, rng: np.random.Genera
     height, width = opacity.shape
     area = picture[y : y + height, x : x + width]
     brightness = float((area * opacity[..., None]).sum() / (3 * opacity.sum() + 1e-6))
-    contrast = rng.uniform(35, 120)
+    contrast = rng.uniform(45, 125)
     lighter = rng.random() < (255 - brightness) / 255
     colour = brightness + (contrast if lighter else -contrast) + rng.uniform(-18, 18, 3)
     strength = opacity[..., None] * np.float32(rng.uniform(0.8, 1))
@@ -279,8 +282,8 @@ def _photograph(picture: Image, scale: float, rng: np.random.Generator) -> NDArr
     y, x = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
     light = 1 + rng.uniform(0, 0.5) * (x * np.cos(angle) + y * np.sin(angle))
     picture = picture * light[..., None].astype(np.float32)
-    picture = cv2.GaussianBlur(picture, (0, 0), scale * rng.uniform(0.2, 1.4))
+    picture = cv2.GaussianBlur(picture, (0, 0), scale * rng.uniform(0.2, 1.0))
     if rng.random() < 0.2:
         picture = 255 - picture
-    picture += rng.normal(0, rng.uniform(2, 12), picture.shape).astype(np.float32)
+    picture += rng.normal(0, rng.uniform(2, 9), picture.shape).astype(np.float32)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
