@@ -50,7 +50,7 @@ def read_folder(folder: Folder, source: str, findings: Findings) -> tuple[Folder
 
 
 def _unwrapped(folder: Folder) -> Folder:
-    """Return the folder that holds the data: this one, or the only folder in it when nothing of use lies beside that."""
+    """Return the folder that holds the data: this one, or the only one in it when nothing of use lies beside that."""
     for _ in range(_DEEPEST):
         beside = (file for file in folder.files if "/" not in file)
         if len(folder.folders) != 1 or any(is_image(file) or file.endswith(_DATA_SUFFIXES) for file in beside):

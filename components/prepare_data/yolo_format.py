@@ -58,8 +58,6 @@ def read(folder: Folder, findings: Findings) -> SourceDataset | None:
         images: list[tuple[str, Split | None]] = [
             (file, split) for split in SPLITS for file in _split_files(folder, name, data, split, findings)
         ]
-            (file, split) for split in SPLITS for file in _split_files(folder, name, data, split, findings)
-        ]
     elif (class_file := _class_file(folder)) and has_labels(folder):
         classes = _read_classes(folder, class_file)
         images = [(file, split_of(file)) for file in folder.images]
