@@ -9,7 +9,7 @@ GOLDEN := tests/pipelines/golden/distillation.yaml
 # Import names for mypy, which does not follow the mapping in pyproject.toml.
 NAMES := .mypy_cache/path/yolo_distill
 
-.PHONY: help setup run test lint compile golden
+.PHONY: help setup run test lint compile docs golden
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ lint: setup  ## Check style and types
 compile: setup  ## Write the pipeline as KFP IR YAML into build/
 	@mkdir -p build
 	@$(BIN)/yolo-distill compile --output build/yolov8-distillation.yaml
+
+docs: setup  ## Write every component's inputs and outputs into its README
+	$(BIN)/python scripts/generate_readmes.py
 
 golden: setup  ## Accept the pipeline as it is compiled now
 	@$(BIN)/yolo-distill compile --output $(GOLDEN)

@@ -1,0 +1,161 @@
+"""The whole road through the real command line, on a handful of tiny scenes; then again from the cache."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from ultralytics import YOLO
+
+from yolo_distill.components.compare.comparison import read_comparison
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.model_card import read_card
+
+PROGRAM = Path(sys.executable).parent / "yolo-distill"
+TINY = (
+    "--data=digits:train=16,val=8,test=8,size=96",
+    "--imgsz=96",
+    "--epochs=1",
+    "--teacher-epochs=1",
+    "--teacher=yolov8n.yaml",
+    "--student=yolov8n.yaml",
+    "--batch=8",
+    "--views=1",
+    "--calibration-images=8",
+)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+
+
+def _run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [PROGRAM, "run", *TINY, *arguments], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> str:
+    """What the first run shows."""
+    done = _run(folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_ends_with_the_table_and_the_way_to_everything(folder: Path, first: str) -> None:
+    latest = folder / "runs" / "latest"
+    comparison = read_comparison(latest / "comparison")
+    assert [model.role for model in comparison.models] == ["teacher", "plain", "distilled", "openvino", "quantized"]
+    for model in comparison.models:
+        assert f"{100 * model.map:.1f}" in first
+    assert "mlflow ui --backend-store-uri sqlite:///" in first
+    for name in ("table.md", "report.html", "int8", "distilled/model.pt"):
+        assert f"runs/{os.readlink(latest)}/{name}" in first
+        assert (latest / name).exists()
+
+
+def test_what_it_made_can_be_used_without_this_package(folder: Path, first: str) -> None:
+    latest = folder / "runs" / "latest"
+    model = YOLO(latest / "distilled" / "model.pt")
+    assert list(model.names.values()) == [str(digit) for digit in range(10)]
+    for name in ("teacher", "plain", "distilled", "onnx", "openvino", "int8"):
+        assert read_card(latest / name).imgsz == 96
+
+
+def test_nothing_is_written_beside_the_output(folder: Path, first: str) -> None:
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
+def test_mlflow_has_the_run_its_tasks_its_data_and_the_model(folder: Path, first: str) -> None:
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    [experiment] = [e for e in client.search_experiments() if e.name == "yolo-distill"]
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.run_name == os.readlink(folder / "runs" / "latest")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["epochs"] == "1"
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 15
+    assert {child.info.status for child in children} == {"FINISHED"}
+    [data] = (folder / "runs" / "latest" / "tasks").glob("*/prepare-data/dataset")
+    digests = {entry.dataset.digest for child in children for entry in child.inputs.dataset_inputs}
+    assert digests == {DetectionDataset.open(data).digest[:36]}
+    [version] = client.search_model_versions("name='yolo-distill'")
+    assert version.run_id in {child.info.run_id for child in children}
+
+
+def test_a_second_run_takes_over_everything(folder: Path, first: str) -> None:
+    first_run = os.readlink(folder / "runs" / "latest")
+    started = time.monotonic()
+    done = _run(folder)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 60
+    states = re.findall(r"\] .*: (\w+)", done.stdout)
+    assert states == ["cached"] * 15
+    second_run = os.readlink(folder / "runs" / "latest")
+    assert second_run != first_run
+    tables = [(folder / "runs" / run / "table.md").read_text() for run in (first_run, second_run)]
+    assert tables[0] == tables[1]
+
+
+def test_a_changed_recipe_repeats_what_depends_on_it_alone(folder: Path, first: str) -> None:
+    (folder / "mine.yaml").write_text("name: mine\ndescription: x\nterms:\n- {loss: binary_kl, weight: 1.0}\n")
+    process = subprocess.Popen(
+        [PROGRAM, "run", *TINY, "--recipe=mine.yaml"],
+        cwd=folder,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "Train the student by distillation: running" in line:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    (folder / "mine.yaml").unlink()
+    text = "".join(seen)
+    assert "Train the teacher: cached" in text
+    assert not re.search(r": (done|failed)", text)
+    assert process.returncode == 130
+    assert errors == "error: interrupted; the next run goes on where this one stopped\n"
+    assert children
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_bad_data_is_told_in_one_line(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    started = time.monotonic()
+    done = subprocess.run(
+        [PROGRAM, "run", "--data=empty", "--output=other"],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    (folder / "empty").rmdir()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "empty" in done.stderr
+    assert time.monotonic() - started < 30
+    [run] = (folder / "other").glob("*/run.json")
+    assert json.loads(run.read_text())["arguments"]["source"] == str(folder / "empty")
+    assert not list((folder / "other").glob("*/tasks/*/prepare-data/dataset*"))
