@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from yolo_distill.components.shared.detector.detections import Detections, Detector
 from yolo_distill.components.shared.detector.letterbox import Placement, letterbox
 from yolo_distill.components.shared.detector.nms import non_maximum_suppression

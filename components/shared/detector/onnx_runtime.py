@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+
 from yolo_distill.components.shared.model_card import ModelCard
 
 

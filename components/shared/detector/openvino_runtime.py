@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 from openvino import properties
+
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard
 

@@ -5,8 +5,9 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401  ultralytics reads its settings when imported
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401  ultralytics reads its settings when imported
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard
 

@@ -1,0 +1,120 @@
+"""The evaluation artifact: how good a model is on one split of a dataset, and the detections that say so.
+
+Layout::
+
+    evaluation.json     the figures
+    detections.json     every detection, a COCO result file
+    ground_truth.json   the labels, a COCO annotation file
+    detections.jpg      some images with labels and detections side by side
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from yolo_distill.components.evaluate_map.coco import CocoMetrics
+from yolo_distill.components.prepare_data.dataset import Split
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.files import write_text
+from yolo_distill.components.shared.model_card import ModelCard, ModelFormat, Precision
+
+EVALUATION_NAME = "evaluation.json"
+DETECTIONS_NAME = "detections.json"
+GROUND_TRUTH_NAME = "ground_truth.json"
+PICTURE_NAME = "detections.jpg"
+
+
+class EvaluatedModel(BaseModel):
+    """Which model was evaluated.
+
+    Attributes:
+        name: The model card's name.
+        format: The runtime that ran it.
+        precision: Numeric precision of the weights.
+        digest: SHA-256 of the model file.
+        imgsz: Side of the square network input in pixels.
+        architecture: What it was built from.
+        parameters: Number of weights of the unfused network.
+        gflops: Cost of one image in 10^9 floating point operations.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    format: ModelFormat
+    precision: Precision
+    digest: str
+    imgsz: int
+    architecture: str
+    parameters: int
+    gflops: float
+
+    @classmethod
+    def of(cls, card: ModelCard) -> "EvaluatedModel":
+        """Summarise a model card."""
+        shared = card.model_dump(include=set(cls.model_fields) - {"digest"})
+        return cls(**shared, digest=card.digests[card.file])
+
+
+class EvaluationSettings(BaseModel):
+    """How detections were made and counted.
+
+    Attributes:
+        confidence: Detections with a score at or below it were dropped.
+        iou: Overlap above which non-maximum suppression dropped the worse box.
+        max_detections: Detections kept per image.
+        coco_max_detections: Detections per image and class that COCO's protocol counts.
+        protocol: Whose average precision it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    confidence: float = 0.001
+    iou: float = 0.7
+    max_detections: int = 300
+    coco_max_detections: int
+    protocol: str
+
+
+class Evaluation(CocoMetrics):
+    """An evaluation's figures and what they were measured on.
+
+    Attributes:
+        model: The model.
+        dataset: The dataset's digest.
+        split: The split.
+        images: Labelled images in the split, all of which count.
+        settings: How detections were made and counted.
+    """
+
+    schema_version: int = 1
+    model: EvaluatedModel
+    dataset: str
+    split: Split
+    images: int
+    settings: EvaluationSettings
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The overall figures that could be measured, by name."""
+        names = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation's figures into its artifact."""
+    write_text(folder / EVALUATION_NAME, evaluation.model_dump_json(indent=2) + "\n")
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read an evaluation's figures from its artifact.
+
+    Raises:
+        InputError: The folder is no evaluation artifact.
+    """
+    path = folder / EVALUATION_NAME
+    if not path.is_file():
+        raise InputError(folder, f"is not an evaluation, it has no {EVALUATION_NAME}", "Give an evaluate-map output")
+    try:
+        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise InputError(path, f"is not a valid evaluation: {error}", "Evaluate the model again") from error

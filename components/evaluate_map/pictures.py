@@ -1,0 +1,76 @@
+"""A picture of labels and detections side by side, for the eye to judge."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from yolo_distill.components.shared.detector import Detections
+
+# Weaker detections would cover the image.
+SHOWN_CONFIDENCE = 0.25
+
+_CELL = 480
+_GAP = 6
+_LABEL_COLOUR = (60, 170, 60)
+_DETECTION_COLOUR = (30, 90, 230)
+_WHITE = (255, 255, 255)
+
+
+def side_by_side(
+    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, found: Detections, classes: Sequence[str]
+) -> np.ndarray:
+    """Draw an image twice: with its labels at the left, with what was detected at the right.
+
+    Args:
+        image: BGR, uint8 [height, width, 3].
+        boxes: Labelled corners x1, y1, x2, y2 in pixels, [n, 4].
+        labels: Labelled class indices, int64 [n].
+        found: The detections; those above :data:`SHOWN_CONFIDENCE` are drawn.
+        classes: Class names by class index.
+
+    Returns:
+        BGR, uint8 [h, w, 3], its width the same for every image.
+    """
+    scale = _CELL / image.shape[1]
+    shown = found.scores > SHOWN_CONFIDENCE
+    left = _draw(image, scale, boxes, [classes[c] for c in labels], _LABEL_COLOUR)
+    captions = [f"{classes[c]} {s:.2f}" for c, s in zip(found.classes[shown], found.scores[shown], strict=True)]
+    right = _draw(image, scale, found.boxes[shown], captions, _DETECTION_COLOUR)
+    return np.hstack([left, np.full((len(left), _GAP, 3), 255, np.uint8), right])
+
+
+def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack pictures of :func:`side_by_side` under a heading.
+
+    Args:
+        rows: At least one picture.
+
+    Returns:
+        BGR, uint8 [h, w, 3].
+    """
+    heading = np.full((36, rows[0].shape[1], 3), 255, np.uint8)
+    _text(heading, "labels", (8, 25), _LABEL_COLOUR)
+    _text(heading, f"detections with a score above {SHOWN_CONFIDENCE}", (_CELL + _GAP + 8, 25), _DETECTION_COLOUR)
+    gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
+    return np.vstack([heading, *(part for row in rows for part in (row, gap))])
+
+
+def _draw(
+    image: np.ndarray, scale: float, boxes: np.ndarray, captions: Sequence[str], colour: tuple[int, int, int]
+) -> np.ndarray:
+    size = (_CELL, max(round(image.shape[0] * scale), 1))
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    for (x1, y1, x2, y2), caption in zip((boxes * scale).round().astype(int).tolist(), captions, strict=True):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 2)
+        (width, height), _ = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        # The caption stays inside the picture.
+        x, y = max(min(x1, _CELL - width - 4), 0), max(y1, height + 5)
+        cv2.rectangle(canvas, (x, y - height - 5), (x + width + 4, y), colour, cv2.FILLED)
+        _text(canvas, caption, (x + 2, y - 4), _WHITE, 0.45)
+    return np.asarray(canvas)
+
+
+def _text(
+    canvas: np.ndarray, text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: float = 0.6
+) -> None:
+    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)

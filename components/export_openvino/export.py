@@ -1,0 +1,120 @@
+"""From an ultralytics checkpoint to ONNX and on to OpenVINO, each step checked against the one before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import openvino
+from ultralytics.engine.exporter import Exporter
+
+import yolo_distill.components.shared.detector.openvino_env
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+from yolo_distill.components.export_openvino.artifact import write_converted_card
+from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.detector import open_detector, require_classes
+from yolo_distill.components.shared.detector.pytorch_runtime import load_network
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.files import new_directory
+from yolo_distill.components.shared.model_card import ModelCard, read_card
+from yolo_distill.components.shared.progress import report_progress
+
+# The newest that ONNX Runtime's accelerators and its own quantiser take in full.
+OPSET = 18
+
+_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The two models an export makes, and how close they are to what they were made from.
+
+    Attributes:
+        onnx: Card of the ONNX model.
+        openvino: Card of the OpenVINO model.
+        onnx_parity: ONNX against PyTorch.
+        openvino_parity: OpenVINO against ONNX.
+    """
+
+    onnx: ModelCard
+    openvino: ModelCard
+    onnx_parity: Parity
+    openvino_parity: Parity
+
+
+def export(dataset: DetectionDataset, model_folder: Path, onnx_output: Path, openvino_output: Path) -> Exported:
+    """Convert a PyTorch model and check that it still gives the same answers.
+
+    Args:
+        dataset: The dataset artifact, whose validation images the models are compared on.
+        model_folder: A PyTorch model artifact.
+        onnx_output: Where the ONNX model artifact appears.
+        openvino_output: Where the OpenVINO model artifact appears.
+
+    Returns:
+        Cards and comparisons.
+
+    Raises:
+        InputError: The model is not a PyTorch one, has other classes than the dataset, or the dataset has no validation
+            image.
+        ParityError: A conversion changes the answers; nothing is left behind.
+    """
+    card = read_card(model_folder)
+    if card.format != "pytorch":
+        raise InputError(model_folder, f"is in {card.format} format", "Give a PyTorch model artifact")
+    require_classes(model_folder, card, dataset.classes)
+    images = sample_images(dataset, "val", PARITY_IMAGES)
+    with new_directory(onnx_output) as onnx_folder, new_directory(openvino_output) as openvino_folder:
+        _write_onnx(model_folder / card.file, card.imgsz, onnx_folder / "model.onnx")
+        onnx_card = write_converted_card(
+            onnx_folder,
+            card,
+            name=f"{card.name}-onnx",
+            format="onnx",
+            file="model.onnx",
+            lineage={"opset": str(OPSET)},
+        )
+        report_progress(1, _STEPS, "model", "ONNX written")
+        _write_openvino(onnx_folder / "model.onnx", openvino_folder / "model.xml")
+        openvino_card = write_converted_card(
+            openvino_folder,
+            onnx_card,
+            name=f"{card.name}-openvino",
+            format="openvino",
+            file="model.xml",
+            # The type that the answers were checked in; by itself a CPU with bf16 would compute in that.
+            lineage={"inference_precision": "f32"},
+        )
+        report_progress(2, _STEPS, "model", "OpenVINO written")
+        onnx_parity = _check(model_folder, onnx_folder, images, "The export to ONNX")
+        report_progress(3, _STEPS, "model", "ONNX checked")
+        openvino_parity = _check(onnx_folder, openvino_folder, images, "The conversion to OpenVINO")
+        report_progress(4, _STEPS, "model", "OpenVINO checked")
+    return Exported(onnx_card, openvino_card, onnx_parity, openvino_parity)
+
+
+def _write_onnx(checkpoint: Path, imgsz: int, target: Path) -> None:
+    network = load_network(checkpoint)
+    with TemporaryDirectory() as folder:
+        # The exporter takes these from the network: where to write, and the training's arguments, which name paths.
+        network.pt_path, network.task, network.args = str(Path(folder) / "model.pt"), "detect", None
+        # A fixed batch of one image is what both runtimes are fastest with, even for several images.
+        settings = {"format": "onnx", "imgsz": imgsz, "opset": OPSET, "simplify": True, "batch": 1, "device": "cpu"}
+        model = onnx.load(Exporter(overrides=settings)(network))
+    # Without the date, equal weights make equal files, so that digests and caches hold.
+    kept = [entry for entry in model.metadata_props if entry.key != "date"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, target)
+
+
+def _write_openvino(source: Path, target: Path) -> None:
+    openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=False)
+
+
+def _check(reference: Path, candidate: Path, images: Sequence[Path], conversion: str) -> Parity:
+    parity = compare_detectors(open_detector(reference), open_detector(candidate), images)
+    parity.require(conversion)
+    return parity
