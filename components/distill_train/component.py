@@ -12,6 +12,7 @@ def distill_train(  # noqa: ANN201
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.HTML],
     cache: dsl.Input[dsl.Artifact] = None,
+    teacher: dsl.Input[dsl.Model] = None,
     name: str = "distilled",
     model: str = "yolov8n.yaml",
     recipe: str = "default",
@@ -22,7 +23,7 @@ def distill_train(  # noqa: ANN201
     augmentation: str = "",
     work_root: str = "",
 ):
-    """Train the student from the teacher's cached answers, or plainly when there is no cache.
+    """Train the student from the teacher's answers, cached or asked for at every step, or plainly.
 
     The plain training is the fair arm of the comparison: same data, augmentation, epochs, optimiser and seed.
 
@@ -31,10 +32,12 @@ def distill_train(  # noqa: ANN201
         student: Model artifact: an ordinary ultralytics checkpoint with its model card.
         metrics: Parameters, GFLOPs and the last validation of the training.
         curves: Every loss and validation mAP over the epochs.
-        cache: Teacher cache of teacher-cache-logits; leave it out to train plainly.
+        cache: Teacher cache of teacher-cache-logits.
+        teacher: Model artifact of the teacher, to ask it at every step in place of a cache. With neither a cache nor a
+            teacher the student is trained plainly.
         name: How the student is called in tables and lineage.
         model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
-        recipe: Which distillation losses to use, by name or by the path of a YAML file; not used without a cache.
+        recipe: Which distillation losses to use, by name or by the path of a YAML file; not used in plain training.
         epochs: Passes over the training split.
         imgsz: Side of the square input in pixels, a multiple of 32.
         batch: Images a step.
@@ -46,17 +49,17 @@ def distill_train(  # noqa: ANN201
     from pathlib import Path
 
     from yolo_distill.components.distill_train.recipe import load_recipe
-    from yolo_distill.components.distill_train.train import distill
+    from yolo_distill.components.distill_train.train import distill, open_teacher
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.training import last_metrics, train_settings
-    from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
 
     parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
     parameters["augmentation"] = augmentation
-    if cache is not None:
+    distilling = cache is not None or teacher is not None
+    if distilling:
         parameters["recipe"] = recipe
     with task_run("distill-train", name, params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
@@ -67,8 +70,8 @@ def distill_train(  # noqa: ANN201
             train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation),
             Path(student.path),
             name=name,
-            recipe=load_recipe(recipe) if cache is not None else None,
-            cache=TeacherCache(Path(cache.path)) if cache is not None else None,
+            recipe=load_recipe(recipe) if distilling else None,
+            teacher=open_teacher(cache and Path(cache.path), teacher and Path(teacher.path)),
             work_root=Path(work_root) if work_root else None,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))

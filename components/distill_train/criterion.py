@@ -16,6 +16,7 @@ from yolo_distill.components.distill_train.losses.box_iou import box_iou
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
 from yolo_distill.components.distill_train.losses.pkd import pkd
 from yolo_distill.components.distill_train.losses.score_weighted_l2 import score_weighted_l2
+from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import (
     PKD,
     BinaryKL,
@@ -64,15 +65,23 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         progress: How far the training is, 0..1, for schedules.
     """
 
-    def __init__(self, network: DetectionModel, recipe: Recipe | None, projectors: nn.ModuleList | None) -> None:
+    def __init__(
+        self,
+        network: DetectionModel,
+        recipe: Recipe | None,
+        projectors: nn.ModuleList | None,
+        online: OnlineTeacher | None = None,
+    ) -> None:
         """Set up the loss.
 
         Args:
             network: The student, on its device, with its hyperparameters as ``args``.
             recipe: The distillation terms, or ``None``.
             projectors: One a level, where a term of the recipe compares features.
+            online: The teacher to ask at every step, for batches that come without its answers.
         """
         super().__init__(network)
+        self.online = online
         self.recipe = recipe
         self.projectors = projectors
         self.progress = 0.0
@@ -83,7 +92,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         Args:
             preds: The student's raw outputs: ``boxes`` [B, 4 * reg_max, A], ``scores`` [B, nc, A] and ``feats``, the
                 neck features [B, C, H, W] by level.
-            batch: Images and labels, ``labelled`` bool [B] and, for a recipe, ``answer``, the teacher's answers.
+            batch: Images and labels, ``labelled`` bool [B] and, for a recipe, ``answer``, the teacher's cached answers;
+                without them the online teacher is asked.
 
         Returns:
             The losses to add up, each times the batch size, and all of them by name, each per image.
@@ -93,7 +103,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         if self.recipe is None:
             return detection * size, items
         supervision = value_at(self.recipe.supervision, self.progress)
-        terms = self.distillation_terms(preds, batch["answer"])
+        answers = batch["answer"] if self.online is None else self.online.read(batch)
+        terms = self.distillation_terms(preds, answers)
         items |= {f"kd_{name}": value.detach() for name, value in terms.items()}
         return torch.cat([supervision * detection, torch.stack(list(terms.values()))]) * size, items
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_distill.components.distill_train.criterion import DistillationLoss
+from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import Recipe
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
@@ -18,10 +19,28 @@ from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, 
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
+from yolo_distill.components.teacher_cache_logits.teacher import PointSelection, Teacher, require_same_classes
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
 STUDENTS_FOLDER = Path(__file__).parent / "students"
 _PROJECTORS_NAME = "projectors.safetensors"
+
+
+class TeacherHead(Protocol):
+    """The layout of a teacher's detection head.
+
+    Attributes:
+        strides: Pixels between anchor points, by level.
+        reg_max: Bins of a box side's distribution.
+        channels: Channels of the neck features, by level.
+    """
+
+    @property
+    def strides(self) -> list[int]: ...  # noqa: D102
+    @property
+    def reg_max(self) -> int: ...  # noqa: D102
+    @property
+    def channels(self) -> list[int]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -38,11 +57,11 @@ class StudentResult:
 
 
 class DistillationTrainer(ViewTrainer):
-    """Trains a student on cached answers; projectors train along and are left out of every checkpoint.
+    """Trains a student on a teacher's answers; projectors train along and are left out of every checkpoint.
 
     Attributes:
         recipe: The distillation terms.
-        cache: The teacher's answers.
+        teacher: The cache of the teacher's answers, or the teacher itself, asked at every step.
     """
 
     def __init__(
@@ -53,7 +72,7 @@ class DistillationTrainer(ViewTrainer):
         run_folder: Path,
         *,
         recipe: Recipe,
-        cache: TeacherCache,
+        teacher: TeacherCache | OnlineTeacher,
         device: str | None = None,
     ) -> None:
         """Set up a training.
@@ -64,26 +83,14 @@ class DistillationTrainer(ViewTrainer):
             model: The student: a model YAML or a checkpoint.
             run_folder: Where checkpoints go.
             recipe: The distillation terms.
-            cache: The teacher's answers.
+            teacher: The cache of the teacher's answers, or the teacher itself, asked at every step about fresh views.
             device: What ultralytics takes; a GPU when there is one.
         """
         self.recipe = recipe
-        self.cache = cache
-        manifest = cache.manifest
-        super().__init__(
-            dataset,
-            settings,
-            model,
-            run_folder,
-            schedule=ViewSchedule(
-                settings.epochs,
-                settings.closing_epochs if manifest.closed_views else 0,
-                manifest.open_views,
-                manifest.closed_views,
-            ),
-            answers=cache,
-            device=device,
-        )
+        self.teacher = teacher
+        cache = teacher if isinstance(teacher, TeacherCache) else None
+        schedule = cached_schedule(cache, settings) if cache else None
+        super().__init__(dataset, settings, model, run_folder, schedule=schedule, answers=cache, device=device)
         self.add_callback("on_train_start", DistillationTrainer._install_criterion)
         self.add_callback("on_train_batch_start", DistillationTrainer._tell_progress)
 
@@ -92,11 +99,12 @@ class DistillationTrainer(ViewTrainer):
     ) -> DetectionModel:
         """Build the student, with projectors beside it where the recipe compares features."""
         network = super().get_model(cfg, weights, verbose)
-        require_same_head(network, self.cache)
+        head = teacher_head(self.teacher)
+        require_same_head(network, head)
         if self.recipe.uses_features:
             network.projectors = nn.ModuleList(
                 nn.Linear(student, teacher)
-                for student, teacher in zip(_neck_channels(network), self.cache.manifest.channels, strict=True)
+                for student, teacher in zip(_neck_channels(network), head.channels, strict=True)
             )
         return network
 
@@ -122,7 +130,9 @@ class DistillationTrainer(ViewTrainer):
 
     def _install_criterion(self) -> None:
         # Set after the EMA copy was made, which must not carry it into checkpoints.
-        self.model.criterion = DistillationLoss(self.model, self.recipe, getattr(self.model, "projectors", None))
+        online = self.teacher if isinstance(self.teacher, OnlineTeacher) else None
+        projectors = getattr(self.model, "projectors", None)
+        self.model.criterion = DistillationLoss(self.model, self.recipe, projectors, online)
 
     def _tell_progress(self) -> None:
         self.model.criterion.progress = self.epoch / max(self.epochs - 1, 1)
@@ -136,7 +146,7 @@ def distill(
     *,
     name: str,
     recipe: Recipe | None = None,
-    cache: TeacherCache | None = None,
+    teacher: TeacherCache | OnlineTeacher | None = None,
     work_root: Path | None = None,
 ) -> StudentResult:
     """Train a student.
@@ -147,9 +157,9 @@ def distill(
         settings: Length, size, seed and optimiser.
         target: Where the model artifact goes.
         name: How the student is called in tables and lineage.
-        recipe: The distillation terms; used with a cache only.
-        cache: The teacher's answers. Without it the student is trained plainly, the fair arm of a comparison: same
-            data, augmentation, epochs, optimiser and seed.
+        recipe: The distillation terms; used with a teacher only.
+        teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
+            is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
 
     Returns:
@@ -162,14 +172,13 @@ def distill(
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs)}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
-    if cache is not None and recipe is not None:
-        require_same_views(cache, dataset, settings.augmentation)
-        lineage |= {"teacher": cache.manifest.teacher, "cache": cache.manifest.key, "recipe": recipe.name}
+    if teacher is not None and recipe is not None:
+        lineage |= _teacher_lineage(teacher, dataset, settings) | {"recipe": recipe.name}
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         trainer = (
-            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, cache=cache)
-            if cache is not None and recipe is not None
+            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher)
+            if teacher is not None and recipe is not None
             else ViewTrainer(dataset, settings, source, folder)
         )
         trainer.train()
@@ -182,6 +191,49 @@ def distill(
             lineage=lineage,
         )
     return StudentResult(card, trainer.history)
+
+
+def open_teacher(cache: Path | None, teacher: Path | None) -> TeacherCache | OnlineTeacher | None:
+    """Open what the student learns from.
+
+    Args:
+        cache: A teacher cache, or ``None``.
+        teacher: The model artifact of a teacher to ask at every step, or ``None``.
+
+    Raises:
+        InputError: Both are given, or one of them cannot be opened.
+    """
+    if cache and teacher:
+        raise InputError("teacher", "is given beside a teacher cache", "Give the cache or the teacher")
+    if teacher:
+        return OnlineTeacher(Teacher(teacher), PointSelection())
+    return TeacherCache(cache) if cache else None
+
+
+def _teacher_lineage(
+    teacher: TeacherCache | OnlineTeacher, dataset: DetectionDataset, settings: TrainSettings
+) -> dict[str, str]:
+    """Check that a teacher fits the training and return what identifies it."""
+    if isinstance(teacher, OnlineTeacher):
+        card = teacher.teacher.card
+        require_same_classes(card, dataset, "teacher")
+        return {"teacher": card.digests[card.file]}
+    require_same_views(teacher, dataset, settings.augmentation)
+    return {"teacher": teacher.manifest.teacher, "cache": teacher.manifest.key}
+
+
+def cached_schedule(cache: TeacherCache, settings: TrainSettings) -> ViewSchedule:
+    """Return which of a cache's views each epoch trains on."""
+    manifest = cache.manifest
+    closing = settings.closing_epochs if manifest.closed_views else 0
+    if not manifest.open_views:
+        closing = settings.epochs
+    return ViewSchedule(settings.epochs, closing, manifest.open_views, manifest.closed_views)
+
+
+def teacher_head(teacher: TeacherCache | OnlineTeacher) -> TeacherHead:
+    """Return the layout of a teacher's detection head."""
+    return teacher.teacher if isinstance(teacher, OnlineTeacher) else teacher.manifest
 
 
 def require_same_views(cache: TeacherCache, dataset: DetectionDataset, augmentation: Augmentation) -> None:
@@ -206,7 +258,7 @@ def require_same_views(cache: TeacherCache, dataset: DetectionDataset, augmentat
         raise InputError("teacher cache", f"was built for other views: {'; '.join(differing)}", remedy)
 
 
-def require_same_head(student: DetectionModel, cache: TeacherCache) -> None:
+def require_same_head(student: DetectionModel, teacher: TeacherHead) -> None:
     """Refuse a student whose anchor points or box bins are not the teacher's.
 
     Raises:
@@ -214,12 +266,11 @@ def require_same_head(student: DetectionModel, cache: TeacherCache) -> None:
     """
     head = student.model[-1]
     strides = [int(stride) for stride in student.stride]
-    manifest = cache.manifest
-    if (strides, head.reg_max) != (manifest.strides, manifest.reg_max):
+    if (strides, head.reg_max) != (teacher.strides, teacher.reg_max):
         raise InputError(
             "student",
             f"has strides {strides} and {head.reg_max} DFL bins, "
-            f"the teacher has {manifest.strides} and {manifest.reg_max}",
+            f"the teacher has {teacher.strides} and {teacher.reg_max}",
             "Choose a student with the teacher's detection head layout",
         )
 

@@ -25,8 +25,8 @@ from yolo_distill.components.teacher_cache_logits.cache import (
 from yolo_distill.components.teacher_cache_logits.teacher import (
     PointSelection,
     Teacher,
-    TeacherAnswers,
     require_same_classes,
+    sparse_answers,
 )
 
 _LIBRARIES = ("ultralytics", "opencv-python", "numpy")
@@ -129,7 +129,7 @@ def build_cache(
             imgsz=settings.augmentation.imgsz,
             strides=teacher.strides,
             reg_max=teacher.reg_max,
-            channels=_channels(teacher),
+            channels=teacher.channels,
             open_views=settings.open_views,
             closed_views=settings.closed_views,
             images=len(views.records),
@@ -183,7 +183,7 @@ def _write_shard(
         scores = answers.scores.float().sigmoid().sum(1)
         total_mass += float(scores.sum())
         kept_mass += float(scores[mask].sum())
-        kept += [_answer(answers, mask, row) for row in range(len(mask))]
+        kept += [{name: tensor.cpu() for name, tensor in one.items()} for one in sparse_answers(answers, mask)]
     # Builders that work on the same shard at once write apart, and the last one to finish replaces equal content.
     partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
     try:
@@ -197,23 +197,6 @@ def _write_shard(
     return record
 
 
-def _answer(answers: TeacherAnswers, mask: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
-    """Return the kept part of one image's answer, in fp16."""
-    points = mask[row].nonzero().squeeze(1)
-    kept = {
-        "points": points.int(),
-        "scores": answers.scores[row, :, points].T,
-        "boxes": answers.boxes[row, :, points].T,
-    }
-    first = 0
-    for level, feature in enumerate(answers.features):
-        count = feature.shape[2] * feature.shape[3]
-        local = points[(points >= first) & (points < first + count)] - first
-        kept[f"features.{level}"] = feature[row].flatten(1)[:, local].T
-        first += count
-    return {name: (t if name == "points" else t.half()).contiguous().cpu() for name, t in kept.items()}
-
-
 def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Put the answers of a shard one after the other, with where each begins."""
     tensors = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
@@ -222,12 +205,6 @@ def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
             lengths = torch.tensor([0] + [len(answer[name]) for answer in answers])
             tensors["offsets" if name == "points" else f"{name}.offsets"] = lengths.cumsum(0)
     return tensors
-
-
-def _channels(teacher: Teacher) -> list[int]:
-    side = 2 * max(teacher.strides)
-    answers = teacher.answer(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-    return [feature.shape[1] for feature in answers.features]
 
 
 def _estimated_bytes(teacher: Teacher, views: ViewDataset, settings: CacheSettings) -> int:

@@ -88,6 +88,11 @@ class Teacher:
         return [int(stride) for stride in self.network.stride]
 
     @property
+    def channels(self) -> list[int]:
+        """Channels of the neck features, by level."""
+        return [branch[0].conv.in_channels for branch in self.network.model[-1].cv2]
+
+    @property
     def reg_max(self) -> int:
         """Bins of a box side's distribution."""
         return int(self.network.model[-1].reg_max)
@@ -97,9 +102,10 @@ class Teacher:
         """Run the teacher.
 
         Args:
-            images: uint8 [B, 3, S, S], RGB.
+            images: RGB [B, 3, S, S], uint8 or floating point in 0..1.
         """
-        batch = images.to(self.device, memory_format=torch.channels_last).float() / 255
+        batch = images.to(self.device, memory_format=torch.channels_last)
+        batch = batch.float() / 255 if images.dtype == torch.uint8 else batch
         dtype = fast_autocast_dtype(self.device)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             raw = self.network(batch)[1]
@@ -144,6 +150,32 @@ class Teacher:
             scores, predicted * strides.float(), points.float() * strides.float(), classes, boxes, present
         )[3]
         return foreground.bool()
+
+
+def sparse_answers(answers: TeacherAnswers, mask: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Take the chosen anchor points out of a batch of answers.
+
+    Args:
+        answers: The teacher's answers.
+        mask: The chosen points, bool [B, A].
+
+    Returns:
+        For each image ``points`` int32 [n], ascending; ``scores`` fp16 [n, nc] and ``boxes`` fp16 [n, 4 * reg_max]
+        logits; ``features.0`` ... fp16 [m, C] neck features at the points of a level.
+    """
+    return [_sparse_answer(answers, chosen, row) for row, chosen in enumerate(mask)]
+
+
+def _sparse_answer(answers: TeacherAnswers, chosen: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
+    points = chosen.nonzero().squeeze(1)
+    kept = {"scores": answers.scores[row, :, points].T, "boxes": answers.boxes[row, :, points].T}
+    first = 0
+    for level, feature in enumerate(answers.features):
+        count = feature.shape[2] * feature.shape[3]
+        cells = points[(points >= first) & (points < first + count)] - first
+        kept[f"features.{level}"] = feature[row].flatten(1)[:, cells].T
+        first += count
+    return {"points": points.int(), **{name: tensor.half().contiguous() for name, tensor in kept.items()}}
 
 
 def require_same_classes(card: ModelCard, dataset: DetectionDataset, role: str) -> None:
