@@ -22,7 +22,7 @@ mpl.use("Agg")
 REPORT_NAME = "report.json"
 
 _SHOWN_FINDINGS = 300
-_TILES, _COLUMNS, _TILE_SIDE = 24, 6, 220
+_TILES, _COLUMNS, _TILE_SIDE, _GAP = 24, 6, 220, 4
 # Colours that can be told apart on most pictures, BGR.
 _COLOURS = [(56, 56, 255), (52, 209, 72), (255, 157, 51), (49, 210, 207), (255, 55, 199), (236, 220, 24), (0, 128, 255)]
 
@@ -162,19 +162,22 @@ def _contact_sheet(dataset: DetectionDataset) -> str:
     """Return labelled images from all splits, evenly chosen, as the ``data:`` address of one JPEG."""
     labelled = [record for record in dataset.manifest.images if record.labelled]
     chosen = labelled[:: -(-len(labelled) // _TILES)]
-    rows = -(-len(chosen) // _COLUMNS)
-    sheet = np.full((rows * _TILE_SIDE, _COLUMNS * _TILE_SIDE, 3), 245, np.uint8)
-    for number, record in enumerate(chosen):
-        top, left = number // _COLUMNS * _TILE_SIDE, number % _COLUMNS * _TILE_SIDE
-        tile = _tile(dataset, record)
-        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    tiles = [_tile(dataset, record) for record in chosen]
+    rows = []
+    for start in range(0, len(tiles), _COLUMNS):
+        row = tiles[start : start + _COLUMNS]
+        strip = np.full((max(len(tile) for tile in row) + _GAP, _COLUMNS * _TILE_SIDE, 3), 255, np.uint8)
+        for column, tile in enumerate(row):
+            strip[: tile.shape[0], column * _TILE_SIDE :][:, : tile.shape[1]] = tile
+        rows.append(strip)
+    sheet = np.concatenate(rows)
     _, data = cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _tile(dataset: DetectionDataset, record: ImageRecord) -> NDArray[np.uint8]:
     pixels = cv2.imread(str(dataset.image_path(record)))
-    scale = (_TILE_SIDE - 4) / max(record.width, record.height)
+    scale = (_TILE_SIDE - _GAP) / max(record.width, record.height)
     size = (max(1, round(record.width * scale)), max(1, round(record.height * scale)))
     tile: NDArray[np.uint8] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     for corners, index in zip(*dataset.boxes(record), strict=True):

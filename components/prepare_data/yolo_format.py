@@ -26,7 +26,7 @@ class _DataYaml(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    names: list[StrictStr | StrictInt | float] | dict[StrictInt, StrictStr | StrictInt | float] = Field(min_length=1)
+    names: list[StrictStr | StrictInt] | dict[StrictInt, StrictStr | StrictInt] = Field(min_length=1)
     path: str | None = None
     train: str | list[str] | None = None
     val: str | list[str] | None = None
