@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+from yolo_distill.components.distill_train.losses.attention_transfer import attention_transfer
 from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
 from yolo_distill.components.distill_train.losses.box_iou import box_iou
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
@@ -19,6 +21,7 @@ from yolo_distill.components.distill_train.losses.score_weighted_l2 import score
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import (
     PKD,
+    AttentionTransfer,
     BinaryKL,
     BoxIoU,
     LocalizationDistillation,
@@ -140,6 +143,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
                 for logits in (matched.student_boxes, matched.teacher_boxes)
             )
             return box_iou(student, teacher, matched.weight)
+        if isinstance(term, AttentionTransfer):
+            return self._attention_term(preds, answers)
         return self._feature_term(pkd if isinstance(term, PKD) else score_weighted_l2, matched, preds, answers)
 
     def _feature_term(
@@ -159,21 +164,37 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
             total = total + loss(student, teacher, matched.weight[here])
         return total / len(preds["feats"])
 
+    def _attention_term(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        assert self.projectors is not None
+        terms = []
+        for level, (feature, projector) in enumerate(zip(preds["feats"], self.projectors, strict=True)):
+            flat = feature.flatten(2).float()
+            where, channels = (
+                torch.stack([answer[f"{name}.{level}"] for answer in answers]).to(self.device).float()
+                for name in ("attention", "channels")
+            )
+            # The projector is linear, so that projecting the mean is taking the mean of what is projected.
+            terms.append(attention_transfer(flat.square().mean(1), where))
+            terms.append(attention_transfer(projector(flat.mean(2)), channels))
+        return torch.stack(terms).mean()
+
     def _match(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> Matched:
         lengths = torch.tensor([len(answer["points"]) for answer in answers])
         image = torch.arange(len(answers)).repeat_interleave(lengths).to(self.device)
         point, scores, boxes = (
             torch.cat([answer[name] for answer in answers]).to(self.device) for name in ("points", "scores", "boxes")
         )
-        teacher_scores = scores.float()
+        student_scores = preds["scores"][image, :, point].float()
+        # Of classes that were not kept nothing is known: there the student is its own teacher.
+        teacher_scores = torch.where(scores.isnan(), student_scores.detach(), scores.float())
         return Matched(
             image=image,
             point=point,
-            student_scores=preds["scores"][image, :, point].float(),
+            student_scores=student_scores,
             teacher_scores=teacher_scores,
             student_boxes=preds["boxes"][image, :, point].float(),
             teacher_boxes=boxes.float(),
-            weight=teacher_scores.sigmoid().amax(1),
+            weight=scores.float().nan_to_num(-torch.inf).sigmoid().amax(1),
         )
 
     def _detection_loss(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from yolo_distill.components.teacher_cache_logits.teacher import PointSelection, Teacher, sparse_answers
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, dense_answer, sparse_answers
 
 
 class OnlineTeacher:
@@ -12,18 +12,18 @@ class OnlineTeacher:
 
     Attributes:
         teacher: The teacher.
-        selection: Which anchor points its answers keep.
+        wanted: What of its answers is kept.
     """
 
-    def __init__(self, teacher: Teacher, selection: PointSelection) -> None:
+    def __init__(self, teacher: Teacher, wanted: AnswerFormat) -> None:
         """Take a teacher to ask.
 
         Args:
             teacher: The teacher.
-            selection: Which anchor points its answers keep.
+            wanted: What of its answers is kept.
         """
         self.teacher = teacher
-        self.selection = selection
+        self.wanted = wanted
 
     def read(self, batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         """Return the teacher's answer to each image of a batch.
@@ -35,6 +35,7 @@ class OnlineTeacher:
             What :meth:`TeacherCache.read` returns, one an image.
         """
         answers = self.teacher.answer(batch["img"])
-        kept = sparse_answers(answers, self.teacher.select(answers, batch, self.selection))
+        kept = sparse_answers(answers, self.teacher.select(answers, batch, self.wanted), self.wanted)
         # Inference tensors cannot be saved for the backward pass.
-        return [{name: tensor.clone() for name, tensor in answer.items()} for answer in kept]
+        classes = len(self.teacher.card.classes)
+        return [{name: t.clone() for name, t in dense_answer(answer, classes).items()} for answer in kept]

@@ -106,7 +106,20 @@ class PKD(_Term):
     loss: Literal["pkd"]
 
 
-Term = Annotated[BinaryKL | LocalizationDistillation | BoxIoU | ScoreWeightedL2 | PKD, Field(discriminator="loss")]
+class AttentionTransfer(_Term):
+    """Where and in which channels the neck responds, see :mod:`.losses.attention_transfer`.
+
+    Attributes:
+        weight: Factor, or a schedule of it.
+    """
+
+    loss: Literal["attention_transfer"]
+
+
+Term = Annotated[
+    BinaryKL | LocalizationDistillation | BoxIoU | ScoreWeightedL2 | PKD | AttentionTransfer,
+    Field(discriminator="loss"),
+]
 
 
 class Recipe(BaseModel):
@@ -134,9 +147,14 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def uses_features(self) -> bool:
-        """Whether a loss compares neck features, which needs projectors."""
+    def uses_point_features(self) -> bool:
+        """Whether a loss compares neck features at anchor points."""
         return any(isinstance(term, ScoreWeightedL2 | PKD) for term in self.terms)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether a loss compares neck features or their channels, which needs projectors."""
+        return any(isinstance(term, ScoreWeightedL2 | PKD | AttentionTransfer) for term in self.terms)
 
 
 def value_at(value: float | Schedule, progress: float) -> float:

@@ -19,7 +19,7 @@ from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, 
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
-from yolo_distill.components.teacher_cache_logits.teacher import PointSelection, Teacher, require_same_classes
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, require_same_classes
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
 STUDENTS_FOLDER = Path(__file__).parent / "students"
@@ -173,7 +173,7 @@ def distill(
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
     if teacher is not None and recipe is not None:
-        lineage |= _teacher_lineage(teacher, dataset, settings) | {"recipe": recipe.name}
+        lineage |= _teacher_lineage(teacher, dataset, settings, recipe) | {"recipe": recipe.name}
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         trainer = (
@@ -206,12 +206,12 @@ def open_teacher(cache: Path | None, teacher: Path | None) -> TeacherCache | Onl
     if cache and teacher:
         raise InputError("teacher", "is given beside a teacher cache", "Give the cache or the teacher")
     if teacher:
-        return OnlineTeacher(Teacher(teacher), PointSelection())
+        return OnlineTeacher(Teacher(teacher), AnswerFormat())
     return TeacherCache(cache) if cache else None
 
 
 def _teacher_lineage(
-    teacher: TeacherCache | OnlineTeacher, dataset: DetectionDataset, settings: TrainSettings
+    teacher: TeacherCache | OnlineTeacher, dataset: DetectionDataset, settings: TrainSettings, recipe: Recipe
 ) -> dict[str, str]:
     """Check that a teacher fits the training and return what identifies it."""
     if isinstance(teacher, OnlineTeacher):
@@ -219,6 +219,12 @@ def _teacher_lineage(
         require_same_classes(card, dataset, "teacher")
         return {"teacher": card.digests[card.file]}
     require_same_views(teacher, dataset, settings.augmentation)
+    if recipe.uses_point_features and teacher.manifest.answers.features == "none":
+        raise InputError(
+            f"recipe {recipe.name}",
+            "compares neck features, which the teacher cache was built without",
+            "Build the cache with features, ask the teacher online, or choose another recipe",
+        )
     return {"teacher": teacher.manifest.teacher, "cache": teacher.manifest.key}
 
 

@@ -1,11 +1,13 @@
 """Builds the teacher cache, shard by shard."""
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -23,7 +25,7 @@ from yolo_distill.components.teacher_cache_logits.cache import (
     shard_name,
 )
 from yolo_distill.components.teacher_cache_logits.teacher import (
-    PointSelection,
+    AnswerFormat,
     Teacher,
     require_same_classes,
     sparse_answers,
@@ -42,14 +44,14 @@ class CacheSettings:
         augmentation: How views are made.
         open_views: Number of views with mosaic.
         closed_views: Number of views without.
-        selection: Which anchor points are kept.
+        wanted: What of the answers is kept.
         batch: Images a forward pass.
     """
 
     augmentation: Augmentation
     open_views: int
     closed_views: int
-    selection: PointSelection = field(default_factory=PointSelection)
+    wanted: AnswerFormat = field(default_factory=AnswerFormat)
     batch: int = 32
 
     @property
@@ -60,25 +62,40 @@ class CacheSettings:
         ]
 
 
-def cache_settings(*, augmentation: Augmentation, open_views: int, closed_views: int, top_k: int) -> CacheSettings:
+def cache_settings(
+    *, augmentation: Augmentation, open_views: int, closed_views: int, wanted: AnswerFormat
+) -> CacheSettings:
     """Check what a user asked of the teacher.
 
     Args:
         augmentation: How views are made.
         open_views: Number of views with mosaic.
         closed_views: Number of views without.
-        top_k: Anchor points kept per view.
+        wanted: What of the answers is kept.
+
+    Raises:
+        InputError: No view is asked for.
+    """
+    if open_views < 0 or closed_views < 0 or open_views + closed_views == 0:
+        raise InputError(f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for some")
+    return CacheSettings(augmentation, open_views, closed_views, wanted)
+
+
+def answer_format(**values: int | str) -> AnswerFormat:
+    """Check what a user wants kept of the answers.
+
+    Args:
+        **values: Fields of :class:`AnswerFormat`.
 
     Raises:
         InputError: A value is out of range.
     """
-    if open_views < 0 or closed_views < 0 or open_views + closed_views == 0:
-        raise InputError(
-            f"views={open_views}, closed_views={closed_views}", "no view is asked for", "Ask for one or more"
-        )
-    if top_k < 1:
-        raise InputError(f"top_k={top_k}", "no anchor point is kept", "Keep one or more")
-    return CacheSettings(augmentation, open_views, closed_views, PointSelection(top_k=top_k))
+    try:
+        return AnswerFormat.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        raise InputError(f"{name}={first['input']!r}", first["msg"], f"Give another {name}") from error
 
 
 def fingerprint(views: ViewDataset) -> dict[str, str]:
@@ -114,7 +131,7 @@ def build_cache(
     views = ViewDataset(dataset, settings.augmentation)
     facts = fingerprint(views)
     digest = teacher.card.digests[teacher.card.file]
-    key = cache_key(dataset.digest, digest, facts, settings.selection)
+    key = cache_key(dataset.digest, digest, facts, settings.wanted)
     with new_directory(target) as folder:
         shards = work_root / "teacher-cache" / key if work_root else folder / "shards"
         shards.mkdir(parents=True, exist_ok=True)
@@ -134,7 +151,7 @@ def build_cache(
             closed_views=settings.closed_views,
             images=len(views.records),
             fingerprint=facts,
-            selection=settings.selection,
+            answers=settings.wanted,
             shards_folder=str(shards.absolute()) if work_root else "shards",
             shards=records,
         )
@@ -179,34 +196,50 @@ def _write_shard(
     total_mass = kept_mass = 0.0
     for batch in loader:
         answers = teacher.answer(batch["img"])
-        mask = teacher.select(answers, batch, settings.selection)
+        mask = teacher.select(answers, batch, settings.wanted)
         scores = answers.scores.float().sigmoid().sum(1)
         total_mass += float(scores.sum())
         kept_mass += float(scores[mask].sum())
-        kept += [{name: tensor.cpu() for name, tensor in one.items()} for one in sparse_answers(answers, mask)]
-    # Builders that work on the same shard at once write apart, and the last one to finish replaces equal content.
+        kept += [
+            {name: tensor.cpu() for name, tensor in one.items()}
+            for one in sparse_answers(answers, mask, settings.wanted)
+        ]
     partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
     try:
         save_file(_ragged(kept), partial)
-        size, digest = partial.stat().st_size, sha256_file(partial)
-        partial.replace(file)
+        _publish(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    record = ShardRecord(file=file.name, sha256=digest, bytes=size, score_mass=kept_mass / total_mass)
+    # Described as it lies there: where two builders met, the first one's shard stands.
+    record = ShardRecord(
+        file=file.name,
+        sha256=sha256_file(file),
+        bytes=file.stat().st_size,
+        score_mass=kept_mass / total_mass,
+    )
     write_text(file.with_suffix(".json"), record.model_dump_json())
     return record
+
+
+def _publish(partial: Path, file: Path) -> None:
+    """Give a finished shard its name, unless another builder was faster."""
+    if file.exists() and not file.with_suffix(".json").exists():
+        # Linked by a builder that is about to describe it, or left so by one that was killed: either way whole.
+        return
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):
+        file.hardlink_to(partial)
 
 
 def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Put the answers of a shard one after the other, with where each begins."""
     tensors = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
     for name in answers[0]:
-        if name not in {"scores", "boxes"}:
-            lengths = torch.tensor([0] + [len(answer[name]) for answer in answers])
-            tensors["offsets" if name == "points" else f"{name}.offsets"] = lengths.cumsum(0)
+        lengths = torch.tensor([0] + [len(answer[name]) for answer in answers])
+        tensors[f"{name}.offsets"] = lengths.cumsum(0)
     return tensors
 
 
 def _estimated_bytes(teacher: Teacher, views: ViewDataset, settings: CacheSettings) -> int:
     numbers = len(teacher.card.classes) + 4 * teacher.reg_max + _FEATURES_PER_POINT
-    return 2 * numbers * settings.selection.top_k * len(views.records) * len(settings.views)
+    return 2 * numbers * settings.wanted.top_k * len(views.records) * len(settings.views)

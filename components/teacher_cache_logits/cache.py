@@ -5,10 +5,9 @@ Layout::
     manifest.json            what was asked of whom, and the digest of every shard
     <shards>/open-0003-00000.safetensors
 
-A shard holds the answers to one view of up to :data:`SHARD_IMAGES` images, as ragged arrays: ``points`` int32 [n] are
-the kept anchor points of one image after the other, ``scores`` fp16 [n, nc] and ``boxes`` fp16 [n, 4 * reg_max] the
-teacher's logits there, ``offsets`` int64 [images + 1] where each image begins. ``features.<level>`` fp16 [m, C] and
-``features.<level>.offsets`` hold the neck features at the kept points of a level. Shards are memory-mapped; nothing in
+A shard holds the answers to one view of up to :data:`SHARD_IMAGES` images as ragged arrays: for each tensor of
+:func:`~yolo_distill.components.teacher_cache_logits.teacher.sparse_answers` the rows of one image after the other, and
+``<name>.offsets`` int64 [images + 1], where each image begins. Shards are memory-mapped; nothing in
 them is executable.
 """
 
@@ -24,7 +23,7 @@ from safetensors import safe_open
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.views import View
-from yolo_distill.components.teacher_cache_logits.teacher import PointSelection
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, dense_answer
 
 MANIFEST_NAME = "manifest.json"
 SHARD_IMAGES = 256
@@ -65,7 +64,7 @@ class CacheManifest(BaseModel):
         closed_views: Number of closed views.
         images: Number of images of the training split.
         fingerprint: What the views depend on besides the dataset.
-        selection: Which anchor points were kept.
+        answers: What of the answers was kept.
         shards_folder: Where the shards lie; relative to the manifest, or absolute in a shared cache.
         shards: Every shard.
     """
@@ -86,7 +85,7 @@ class CacheManifest(BaseModel):
     closed_views: int
     images: int
     fingerprint: dict[str, str]
-    selection: PointSelection
+    answers: AnswerFormat
     shards_folder: str
     shards: list[ShardRecord]
 
@@ -101,16 +100,16 @@ class CacheManifest(BaseModel):
         return sum(shard.score_mass for shard in self.shards) / len(self.shards)
 
 
-def cache_key(dataset: str, teacher: str, fingerprint: dict[str, str], selection: PointSelection) -> str:
+def cache_key(dataset: str, teacher: str, fingerprint: dict[str, str], wanted: AnswerFormat) -> str:
     """Return the digest under which answers are kept: equal keys mean equal answers.
 
     Args:
         dataset: Digest of the dataset.
         teacher: Digest of the teacher's checkpoint.
         fingerprint: What the views depend on besides the dataset.
-        selection: Which anchor points are kept.
+        wanted: What of the answers is kept.
     """
-    content = json.dumps([1, dataset, teacher, fingerprint, selection.model_dump(), SHARD_IMAGES], sort_keys=True)
+    content = json.dumps([2, dataset, teacher, fingerprint, wanted.model_dump(), SHARD_IMAGES], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -162,27 +161,21 @@ class TeacherCache:
             index: The image, by its place in the training split.
 
         Returns:
-            ``points`` int64 [n], ascending anchor point indices; ``scores`` [n, nc] and ``boxes`` [n, 4 * reg_max]
-            logits; ``features.0`` ... [m, C] neck features at the points of a level, in the order of ``points``.
+            What :func:`~yolo_distill.components.teacher_cache_logits.teacher.dense_answer` returns.
         """
         chunk, row = divmod(index, SHARD_IMAGES)
         shard, offsets = self._shard(shard_name(view, chunk))
-        answer = {}
-        for name, rows in offsets.items():
-            start, stop = int(rows[row]), int(rows[row + 1])
-            for tensor in (name,) if name.startswith("features") else ("points", "scores", "boxes"):
-                answer[tensor] = shard.get_slice(tensor)[start:stop]
-        answer["points"] = answer["points"].long()
-        return answer
+        kept = {name: shard.get_slice(name)[rows[row] : rows[row + 1]] for name, rows in offsets.items()}
+        return dense_answer(kept, len(self.manifest.classes))
 
-    def _shard(self, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    def _shard(self, name: str) -> tuple[Any, dict[str, list[int]]]:
         if name not in self._open:
             shard: Any = safe_open(self.shards / name, framework="pt")
             offsets = {
-                name.removesuffix(".offsets"): shard.get_tensor(name)
+                name.removesuffix(".offsets"): shard.get_tensor(name).tolist()
                 for name in shard.keys()  # noqa: SIM118  a shard is no mapping
                 if name.endswith("offsets")
             }
             self._open[name] = shard, offsets
-        opened: tuple[Any, dict[str, torch.Tensor]] = self._open[name]
+        opened: tuple[Any, dict[str, list[int]]] = self._open[name]
         return opened

@@ -14,6 +14,8 @@ def teacher_cache_logits(  # noqa: ANN201
     views: int = 8,
     closed_views: int = 4,
     top_k: int = 256,
+    classes: int = 16,
+    features: str = "fp16",
     augmentation: str = "",
     work_root: str = "",
 ):
@@ -27,6 +29,8 @@ def teacher_cache_logits(  # noqa: ANN201
         views: How many views with mosaic each image gets; the epochs of a training cycle through them.
         closed_views: How many views without mosaic, for the last epochs of a training.
         top_k: Anchor points kept per view, by the teacher's score; those that labels can be assigned to are added.
+        classes: Class logits kept per anchor point, the highest ones; the others are unknown to the student.
+        features: How neck features are kept: fp16, int8, or none.
         augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.
         work_root: Folder of caches shared by all runs, found again by content; unfinished ones are completed.
     """
@@ -35,10 +39,10 @@ def teacher_cache_logits(  # noqa: ANN201
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.views import parse_augmentation
-    from yolo_distill.components.teacher_cache_logits.build import build_cache, cache_settings
+    from yolo_distill.components.teacher_cache_logits.build import answer_format, build_cache, cache_settings
 
     parameters = {"imgsz": imgsz, "views": views, "closed_views": closed_views, "top_k": top_k}
-    parameters["augmentation"] = augmentation
+    parameters |= {"classes": classes, "features": features, "augmentation": augmentation}
     with task_run("teacher-cache-logits", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
@@ -49,7 +53,7 @@ def teacher_cache_logits(  # noqa: ANN201
                 augmentation=parse_augmentation(imgsz, augmentation),
                 open_views=views,
                 closed_views=closed_views,
-                top_k=top_k,
+                wanted=answer_format(top_k=top_k, classes=classes, features=features),
             ),
             Path(cache.path),
             Path(work_root) if work_root else None,

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +12,6 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
@@ -17,19 +19,23 @@ from yolo_distill.components.shared.model_card import ModelCard, read_card
 from yolo_distill.components.shared.precision import fast_autocast_dtype
 
 
-class PointSelection(BaseModel):
-    """Which anchor points an answer keeps.
+class AnswerFormat(BaseModel):
+    """What of a teacher's answer is kept, and how.
 
     Attributes:
         top_k: Points with the highest class score of the teacher, per view.
         assigner_top_k: Points per labelled box that the task-aligned assigner ranks first by the teacher's answer.
             Ultralytics trains on 10 a box; twice as many cover the points that a student's own ranking may bring in.
+        classes: Class logits per point, the highest ones; the others are unknown to the student, which is not zero.
+        features: How neck features are kept: in fp16, in int8 with a scale per point, or not at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     top_k: int = Field(default=256, ge=1)
     assigner_top_k: int = Field(default=20, ge=1)
+    classes: int = Field(default=16, ge=1)
+    features: Literal["fp16", "int8", "none"] = "fp16"
 
 
 @dataclass(frozen=True)
@@ -112,15 +118,13 @@ class Teacher:
         return TeacherAnswers(raw["scores"], raw["boxes"], list(raw["feats"]))
 
     @torch.inference_mode()
-    def select(
-        self, answers: TeacherAnswers, labels: dict[str, torch.Tensor], selection: PointSelection
-    ) -> torch.Tensor:
+    def select(self, answers: TeacherAnswers, labels: dict[str, torch.Tensor], wanted: AnswerFormat) -> torch.Tensor:
         """Choose the anchor points worth keeping.
 
         Args:
             answers: The teacher's answers.
             labels: ``batch_idx`` [n], ``cls`` [n, 1] and ``bboxes`` [n, 4] (normalised centre x, y, width, height).
-            selection: How many.
+            wanted: How many.
 
         Returns:
             A mask over the anchor points, bool [B, A].
@@ -128,9 +132,9 @@ class Teacher:
         scores = answers.scores.float().sigmoid().transpose(1, 2)
         best = scores.amax(2)
         mask = torch.zeros_like(best, dtype=torch.bool)
-        mask.scatter_(1, best.topk(min(selection.top_k, best.shape[1]), dim=1).indices, True)
+        mask.scatter_(1, best.topk(min(wanted.top_k, best.shape[1]), dim=1).indices, True)
         if len(labels["cls"]):
-            mask |= self._assignable(answers, scores, labels, selection.assigner_top_k)
+            mask |= self._assignable(answers, scores, labels, wanted.assigner_top_k)
         return mask
 
     def _assignable(
@@ -152,30 +156,70 @@ class Teacher:
         return foreground.bool()
 
 
-def sparse_answers(answers: TeacherAnswers, mask: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Take the chosen anchor points out of a batch of answers.
+def sparse_answers(answers: TeacherAnswers, mask: torch.Tensor, wanted: AnswerFormat) -> list[dict[str, torch.Tensor]]:
+    """Take what is wanted out of a batch of answers.
 
     Args:
         answers: The teacher's answers.
         mask: The chosen points, bool [B, A].
+        wanted: What is kept of them.
 
     Returns:
-        For each image ``points`` int32 [n], ascending; ``scores`` fp16 [n, nc] and ``boxes`` fp16 [n, 4 * reg_max]
-        logits; ``features.0`` ... fp16 [m, C] neck features at the points of a level.
+        For each image ``points`` int32 [n], ascending; ``scores`` fp16 [n, c] class logits, of the highest classes
+        ``classes`` int16 [n, c] where c is less than all; ``boxes`` fp16 [n, 4 * reg_max] DFL logits; and by level
+        ``features.0`` ... [m, C] neck features at the points of the level (fp16, or int8 to be multiplied by
+        ``features.0.scale`` fp16 [m]), ``attention.0`` ... fp16 [H * W], their mean square over channels, and
+        ``channels.0`` ... fp16 [C], their mean over positions.
     """
-    return [_sparse_answer(answers, chosen, row) for row, chosen in enumerate(mask)]
+    return [_sparse_answer(answers, chosen, row, wanted) for row, chosen in enumerate(mask)]
 
 
-def _sparse_answer(answers: TeacherAnswers, chosen: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
+def dense_answer(kept: dict[str, torch.Tensor], classes: int) -> dict[str, torch.Tensor]:
+    """Undo the packing of a kept answer.
+
+    Args:
+        kept: One of :func:`sparse_answers`.
+        classes: Number of classes.
+
+    Returns:
+        The answer with ``points`` int64, ``scores`` [n, classes], NaN where a class was not kept, and features as fp16.
+    """
+    answer = {name: tensor for name, tensor in kept.items() if name != "classes" and not name.endswith(".scale")}
+    answer["points"] = kept["points"].long()
+    if "classes" in kept:
+        unknown = torch.full((len(kept["scores"]), classes), torch.nan, dtype=torch.half, device=kept["scores"].device)
+        answer["scores"] = unknown.scatter(1, kept["classes"].long(), kept["scores"])
+    for name in [name for name in kept if name.endswith(".scale")]:
+        values = name.removesuffix(".scale")
+        answer[values] = kept[values].half() * kept[name].unsqueeze(1)
+    return answer
+
+
+def _sparse_answer(
+    answers: TeacherAnswers, chosen: torch.Tensor, row: int, wanted: AnswerFormat
+) -> dict[str, torch.Tensor]:
     points = chosen.nonzero().squeeze(1)
-    kept = {"scores": answers.scores[row, :, points].T, "boxes": answers.boxes[row, :, points].T}
+    kept = {"points": points.int(), "boxes": answers.boxes[row, :, points].T.half()}
+    scores = answers.scores[row, :, points].T
+    if wanted.classes < scores.shape[1]:
+        best = scores.topk(wanted.classes, dim=1)
+        kept |= {"scores": best.values.half(), "classes": best.indices.short()}
+    else:
+        kept["scores"] = scores.half()
     first = 0
     for level, feature in enumerate(answers.features):
-        count = feature.shape[2] * feature.shape[3]
-        cells = points[(points >= first) & (points < first + count)] - first
-        kept[f"features.{level}"] = feature[row].flatten(1)[:, cells].T
-        first += count
-    return {"points": points.int(), **{name: tensor.half().contiguous() for name, tensor in kept.items()}}
+        flat = feature[row].flatten(1).float()
+        cells = points[(points >= first) & (points < first + flat.shape[1])] - first
+        first += flat.shape[1]
+        kept |= {f"attention.{level}": flat.square().mean(0).half(), f"channels.{level}": flat.mean(1).half()}
+        if wanted.features == "fp16":
+            kept[f"features.{level}"] = flat[:, cells].T.half()
+        elif wanted.features == "int8":
+            at_points = flat[:, cells].T
+            scale = at_points.abs().amax(1, keepdim=True).clamp(min=1e-6) / 127
+            kept[f"features.{level}"] = (at_points / scale).round().to(torch.int8)
+            kept[f"features.{level}.scale"] = scale.squeeze(1).half()
+    return {name: tensor.contiguous() for name, tensor in kept.items()}
 
 
 def require_same_classes(card: ModelCard, dataset: DetectionDataset, role: str) -> None:

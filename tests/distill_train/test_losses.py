@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from yolo_distill.components.distill_train.losses.attention_transfer import attention_transfer
 from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
 from yolo_distill.components.distill_train.losses.box_iou import box_iou
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
@@ -114,6 +115,19 @@ def test_pkd() -> None:
 def test_pkd_ignores_scale_and_shift() -> None:
     teacher = _random(POINTS, CHANNELS, seed=9)
     assert pkd(3 * teacher + 5, teacher, WEIGHT).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_attention_transfer() -> None:
+    student, teacher = _random(2, 7, seed=1), _random(2, 7, seed=2)
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        ns, nt = (math.sqrt(sum(x * x for x in v)) for v in (s, t))
+        expected += sum((a / ns - b / nt) ** 2 for a, b in zip(s, t, strict=True)) / 2
+    assert attention_transfer(student, teacher).item() == pytest.approx(expected, rel=1e-9)
+    assert attention_transfer(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert attention_transfer(student[:0], teacher[:0]).item() == 0
+    assert torch.isfinite(attention_transfer(student.bfloat16(), torch.zeros_like(teacher).bfloat16()))
+    assert gradcheck(lambda x: attention_transfer(x, teacher), (student.requires_grad_(),))
 
 
 LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[int], torch.Tensor], tuple[float, ...]]] = {

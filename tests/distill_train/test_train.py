@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolo_distill.components.distill_train.criterion import DistillationLoss
 from yolo_distill.components.distill_train.online import OnlineTeacher
-from yolo_distill.components.distill_train.recipe import load_recipe
+from yolo_distill.components.distill_train.recipe import Recipe, Term, load_recipe
 from yolo_distill.components.distill_train.train import DistillationTrainer, distill, open_teacher
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
@@ -17,15 +18,23 @@ from yolo_distill.components.shared.training import train_settings
 from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
-from yolo_distill.components.teacher_cache_logits.teacher import PointSelection, Teacher
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher
 
 SETTINGS = train_settings(epochs=2, imgsz=96, batch=16)
+EVERY_TERM = Recipe(
+    name="every",
+    description="Every loss that a cache can serve.",
+    terms=[
+        {"loss": get_args(kind.model_fields["loss"].annotation)[0], "weight": 1.0}
+        for kind in get_args(get_args(Term)[0])
+    ],
+)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory, digits: DetectionDataset, teacher_dir: Path) -> TeacherCache:
     target = tmp_path_factory.mktemp("cache") / "cache"
-    settings = CacheSettings(Augmentation(imgsz=96), 1, 1, PointSelection(top_k=20))
+    settings = CacheSettings(Augmentation(imgsz=96), 1, 1, AnswerFormat(top_k=20))
     build_cache(digits, teacher_dir, settings, target)
     return TeacherCache(target)
 
@@ -43,7 +52,7 @@ def _criterion(cache: TeacherCache) -> DistillationLoss:
         torch.nn.Linear(student, teacher)
         for student, teacher in zip((64, 128, 256), cache.manifest.channels, strict=True)
     )
-    loss = DistillationLoss(network, load_recipe("default"), projectors)
+    loss = DistillationLoss(network, EVERY_TERM, projectors)
     loss.network = network
     return loss
 
@@ -158,12 +167,12 @@ def test_terms_reach_every_part_of_the_student(
     assert all(p.grad.abs().sum() > 0 for p in criterion.projectors.parameters() if p.ndim == 2)
 
 
-@pytest.mark.parametrize("term", [term.loss for term in load_recipe("default").terms])
+@pytest.mark.parametrize("term", [term.loss for term in EVERY_TERM.terms])
 def test_cached_and_online_answers_give_the_same_gradients(
     cache: TeacherCache, digits: DetectionDataset, teacher_dir: Path, term: str
 ) -> None:
     batch = _batch(cache, digits, images=8)
-    online = OnlineTeacher(Teacher(teacher_dir), cache.manifest.selection)
+    online = OnlineTeacher(Teacher(teacher_dir), cache.manifest.answers)
     gradients = []
     for answers in (batch["answer"], online.read(batch)):
         criterion = _criterion(cache)

@@ -7,11 +7,11 @@ from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import read_card, write_card
 from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
-from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache, cache_settings
+from yolo_distill.components.teacher_cache_logits.build import CacheSettings, answer_format, build_cache, cache_settings
 from yolo_distill.components.teacher_cache_logits.cache import CacheManifest, TeacherCache
-from yolo_distill.components.teacher_cache_logits.teacher import PointSelection, Teacher
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, dense_answer, sparse_answers
 
-SETTINGS = CacheSettings(Augmentation(imgsz=96), open_views=2, closed_views=1, selection=PointSelection(top_k=20))
+SETTINGS = CacheSettings(Augmentation(imgsz=96), open_views=2, closed_views=1, wanted=AnswerFormat(top_k=20))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def test_points_that_labels_can_be_assigned_to_are_kept(digits: DetectionDataset
     batch = views.collate_fn([views[views.key(View(0, True), index)] for index in range(8)])
     teacher = Teacher(teacher_dir)
     answers = teacher.answer(batch["img"])
-    few = teacher.select(answers, batch, PointSelection(top_k=1, assigner_top_k=10))
-    more = teacher.select(answers, batch, PointSelection(top_k=1, assigner_top_k=20))
+    few = teacher.select(answers, batch, AnswerFormat(top_k=1, assigner_top_k=10))
+    more = teacher.select(answers, batch, AnswerFormat(top_k=1, assigner_top_k=20))
     boxes = torch.bincount(batch["batch_idx"].long(), minlength=8)
     assert (few.sum(1) > 1).all()
     assert (more | few).equal(more)
     assert (more.sum(1) <= 1 + 20 * boxes).all()
     empty = {**batch, "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
-    assert (teacher.select(answers, empty, PointSelection(top_k=1)).sum(1) == 1).all()
+    assert (teacher.select(answers, empty, AnswerFormat(top_k=1)).sum(1) == 1).all()
 
 
 def test_the_manifest_describes_the_cache(
@@ -113,15 +113,36 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path: Path, digits: Detecti
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"open_views": 0, "closed_views": 0}, "no view"),
-        ({"top_k": 0}, "top_k=0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(values: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        cache_settings(
-            **{"augmentation": Augmentation(imgsz=96), "open_views": 1, "closed_views": 1, "top_k": 8, **values}
-        )
+@pytest.mark.parametrize("values", [{"top_k": 0}, {"classes": 0}, {"features": "fp8"}])
+def test_an_unknown_format_is_refused_by_name(values: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(values))):
+        answer_format(**values)
+
+
+def test_a_cache_without_views_is_refused() -> None:
+    with pytest.raises(InputError, match="no view is asked for"):
+        cache_settings(augmentation=Augmentation(imgsz=96), open_views=0, closed_views=0, wanted=AnswerFormat())
+
+
+def test_smaller_formats_keep_what_matters(digits: DetectionDataset, teacher_dir: Path) -> None:
+    views = ViewDataset(digits, SETTINGS.augmentation)
+    batch = views.collate_fn([views[views.key(View(0, True), index)] for index in range(4)])
+    teacher = Teacher(teacher_dir)
+    answers = teacher.answer(batch["img"])
+    mask = teacher.select(answers, batch, AnswerFormat(top_k=20))
+    full, small, none = (
+        [dense_answer(kept, 10) for kept in sparse_answers(answers, mask, wanted)]
+        for wanted in (AnswerFormat(), AnswerFormat(classes=3, features="int8"), AnswerFormat(features="none"))
+    )
+    for whole, packed, bare in zip(full, small, none, strict=True):
+        known = ~packed["scores"].isnan()
+        assert (known.sum(1) == 3).all()
+        assert whole["scores"][known].equal(packed["scores"][known])
+        # What is left out is never higher than what is kept.
+        assert (whole["scores"].masked_fill(known, -99).amax(1) <= packed["scores"].nan_to_num(99).amin(1)).all()
+        for level in range(3):
+            features = whole[f"features.{level}"].float()
+            error = (packed[f"features.{level}"].float() - features).abs()
+            assert (error <= features.abs().amax(1, keepdim=True) / 127 + 1e-3).all()
+            assert f"features.{level}" not in bare
+            assert whole[f"attention.{level}"].min() >= 0
