@@ -41,8 +41,15 @@ def teacher_cache_logits(  # noqa: ANN201
     from yolo_distill.components.shared.views import parse_augmentation
     from yolo_distill.components.teacher_cache_logits.build import answer_format, build_cache, cache_settings
 
-    parameters = {"imgsz": imgsz, "views": views, "closed_views": closed_views, "top_k": top_k}
-    parameters |= {"classes": classes, "features": features, "augmentation": augmentation}
+    parameters = {
+        "imgsz": imgsz,
+        "views": views,
+        "closed_views": closed_views,
+        "top_k": top_k,
+        "classes": classes,
+        "features": features,
+        "augmentation": augmentation,
+    }
     with task_run("teacher-cache-logits", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
