@@ -154,7 +154,7 @@ def _entry(folder: Path, card: ModelCard, values: Mapping[str, list[Any]]) -> Be
     return BenchmarkEntry(
         **card.model_dump(include={"name", "format", "precision", "imgsz", "parameters", "gflops"}),
         digest=model_digest(card),
-        size_bytes=sum((folder / file).stat().st_size for file in card.digests),
+        size_bytes=_model_size(folder / card.file),
         peak_memory_bytes=values["peak_memory_bytes"][-1],
         end_to_end=_latency(end_to_end),
         network=_latency(network),
@@ -162,6 +162,12 @@ def _entry(folder: Path, card: ModelCard, values: Mapping[str, list[Any]]) -> Be
         throughput=round(float(np.median(values["throughput"])), 2),
         throughput_mode=values["mode"][0],
     )
+
+
+def _model_size(file: Path) -> int:
+    """Return the size of a model's file with the weights that OpenVINO keeps beside it, in bytes."""
+    weights = file.with_suffix(".bin")
+    return file.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
 
 
 def _latency(milliseconds: np.ndarray) -> Latency:

@@ -202,7 +202,7 @@ def create_logged_model(card: ModelCard, folder: Path, run_id: str) -> "LoggedMo
     params = card.model_dump(include={"imgsz", "parameters", "gflops", "architecture", "licence"})
     return mlflow.create_external_model(
         # MLflow refuses some characters in a model's name.
-        re.sub("[/:.%\"']", "_", f"{card.name}-{card.format}-{card.precision}"),
+        re.sub("[/:.%\"']", "_", card.name),
         source_run_id=run_id,
         tags=model_tags(card, folder),
         params={name: str(value) for name, value in params.items()},

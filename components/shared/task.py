@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import environ
 from pathlib import Path
@@ -43,16 +43,6 @@ class TaskRun:
 
         named = {lineage.metric_name(name): float(value) for name, value in metrics.items()}
         mlflow.log_metrics(named, step=step, run_id=self.run_id, model_id=self._measured_model)
-
-    def log_history(self, history: Iterable[Mapping[str, float]]) -> None:
-        """Record a training's curves.
-
-        Args:
-            history: One record an epoch, which holds ``epoch`` and that epoch's values by name.
-        """
-        for record in history:
-            values = {name: value for name, value in record.items() if name != "epoch"}
-            self.log_metrics(values, step=int(record["epoch"]))
 
     def log_dataset(self, dataset: DetectionDataset, context: str) -> None:
         """Record the dataset that the task reads or makes.
@@ -167,6 +157,8 @@ def _recorded(step: str, name: str, params: Mapping[str, object]) -> Iterator[Ta
 
     client, experiment_id = lineage.connect()
     tags = lineage.source_tags() | {lineage.STEP_TAG: step, lineage.SUBJECT_TAG: name}
+    # MLflow would name the script of the runner, which is the same for every step.
+    tags["mlflow.source.name"] = f"yolo-distill {step}"
     parent = None if environ.get("MLFLOW_RUN_ID") else _parent(client, experiment_id)
     run_id = _start(f"{step} {name}".strip(), experiment_id, parent, tags).info.run_id
     try:

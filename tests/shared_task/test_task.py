@@ -157,10 +157,10 @@ def test_a_model_is_found_by_what_it_is(on_server: str, teacher_dir: Path) -> No
 
 
 def test_curves_and_parameters_of_any_kind(on_server: str) -> None:
-    history = [{"epoch": 1.0, "train/cls_loss": 2.0}, {"epoch": 2.0, "train/cls_loss": 1.0, "metrics/mAP50(B)": 0.5}]
     params = {"source": "https://me:secret@host/data.zip?sig=secret", "long": "x" * 10_000, "flag": True, "epochs": 2}
     with task_run("train-teacher", params=params) as run:
-        run.log_history(history)
+        run.log_metrics({"train/cls_loss": 2.0}, step=1)
+        run.log_metrics({"train/cls_loss": 1.0, "metrics/mAP50(B)": 0.5}, step=2)
         run.log_metrics({"AP of a class called 1/2 & more": 0.5})
     logged = runs()["train-teacher"]
     curve = mlflow.MlflowClient().get_metric_history(run.run_id, "train/cls_loss")
