@@ -62,6 +62,13 @@ def run_command(
     test_fraction: Annotated[
         float, typer.Option(help="Share of images for testing, if the data has no splits.", rich_help_panel=_DATA)
     ] = _DEFAULTS.test_fraction,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            help="About mistakes in the data: stop, or drop what is broken into the data report.",
+            rich_help_panel=_DATA,
+        ),
+    ] = _DEFAULTS.on_error,
     teacher: Annotated[
         str,
         typer.Option(
@@ -126,6 +133,7 @@ def run_command(
         "source": data,
         "val_fraction": val_fraction,
         "test_fraction": test_fraction,
+        "on_error": on_error,
         "teacher_model": teacher,
         "student_model": student,
         "recipe": recipe,
@@ -142,7 +150,6 @@ def run_command(
     with _failures_in_a_line():
         arguments = checked_arguments(values)
         # These take seconds to import; a mistake in the options has shown before.
-        from yolo_distill.pipelines.distillation.results import publish_results, show_results
         from yolo_distill.pipelines.distillation.run import plan_run
 
         signal.signal(signal.SIGTERM, _end_on_signal)
@@ -150,6 +157,8 @@ def run_command(
         plan = plan_run(arguments, output, cached=cache)
         console.print(f"Run [bold]{plan.name}[/]; the log goes to {shown_path(plan.log)}", soft_wrap=True)
         watch = run_pipeline(plan, console, verbose=verbose)
+        from yolo_distill.pipelines.distillation.results import publish_results, show_results
+
         publish_results(plan, watch)
         show_results(plan, console)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from io import BufferedReader
@@ -129,9 +130,15 @@ def _run_error(watch: RunWatch, plan: RunPlan, status: int) -> RunError:
     for task in failed:
         if task.error:
             return RunError(task.error, by_input=True)
-    lines = plan.log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    log = plan.log.read_text(encoding="utf-8", errors="replace").rstrip()
     if status == INPUT_ERROR_STATUS:
-        return RunError(lines[-1], by_input=True)
+        return RunError(log.splitlines()[-1], by_input=True)
     what = f"the step {failed[0].title!r} failed" if failed else "the run could not be started"
-    tail = "\n".join(lines[-_TAIL_LINES:])
-    return RunError(f"{what}; everything it printed is in {plan.log}", by_input=False, log_tail=tail)
+    return RunError(f"{what}; everything it printed is in {plan.log}", by_input=False, log_tail=_tail(log))
+
+
+def _tail(log: str) -> str:
+    """Return the last lines that a task has printed, which KFP indents, or of the whole log if no task has."""
+    lines = log.rpartition("Streamed logs:")[2].splitlines()
+    printed = [line for line in lines if line.startswith("    ") and line.strip()]
+    return textwrap.dedent("\n".join((printed or lines)[-_TAIL_LINES:]))

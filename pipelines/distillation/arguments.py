@@ -35,6 +35,7 @@ class DistillationArguments(BaseModel):
         seed: Seed of splits, weights and image order.
         val_fraction: Share of the images for validation where the source has no splits of its own.
         test_fraction: The same for testing.
+        on_error: What to do about mistakes in the data: ``stop``, or ``drop`` what is broken into the report.
         evaluation_split: The split whose mAP is reported.
         calibration_images: Training images that the INT8 model's ranges are taken from.
         registered_name: Name of the model in MLflow's registry.
@@ -56,6 +57,7 @@ class DistillationArguments(BaseModel):
     seed: int = Field(default=0, ge=0)
     val_fraction: float = Field(default=0.15, gt=0, lt=1)
     test_fraction: float = Field(default=0.15, ge=0, lt=1)
+    on_error: Literal["stop", "drop"] = "stop"
     evaluation_split: Literal["train", "val", "test"] = "val"
     calibration_images: int = Field(default=300, ge=1)
     registered_name: str = Field(default="yolo-distill", min_length=1)

@@ -16,6 +16,14 @@ from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 
 _DEFAULTS = DistillationArguments()
 
+_SPOKEN = {
+    "teacher": "the teacher",
+    "plain": "the plain student",
+    "distilled": "the distilled student",
+    "openvino": "the OpenVINO model",
+    "quantized": "the INT8 model",
+}
+
 # What a run is for: results by the name they are found under, each an output of one task.
 RESULTS = {
     "table.md": ("compare", "table"),
@@ -46,6 +54,7 @@ def distillation(
     seed: int = _DEFAULTS.seed,
     val_fraction: float = _DEFAULTS.val_fraction,
     test_fraction: float = _DEFAULTS.test_fraction,
+    on_error: str = _DEFAULTS.on_error,
     evaluation_split: str = _DEFAULTS.evaluation_split,
     calibration_images: int = _DEFAULTS.calibration_images,
     registered_name: str = _DEFAULTS.registered_name,
@@ -53,7 +62,12 @@ def distillation(
 ) -> None:
     """Distil a teacher into a small detector, make it INT8 and measure both against a directly trained one."""
     data = prepare_data(
-        source=source, source_digest=source_digest, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
+        source=source,
+        source_digest=source_digest,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        on_error=on_error,
     ).set_display_name("Prepare the data")
     dataset = data.outputs["dataset"]
 
@@ -106,7 +120,7 @@ def distillation(
     }
     evaluations = {
         name: evaluate_map(dataset=dataset, model=model, split=evaluation_split)
-        .set_display_name(f"Evaluate: {name}")
+        .set_display_name(f"Evaluate {_SPOKEN[name]}")
         .outputs["evaluation"]
         for name, model in models.items()
     }

@@ -63,7 +63,7 @@ def test_a_run_ends_with_the_table_and_the_way_to_everything(folder: Path, first
         assert f"{100 * model.map:.1f}" in first
     assert "mlflow ui --backend-store-uri sqlite:///" in first
     for name in ("table.md", "report.html", "int8", "distilled/model.pt"):
-        assert f"runs/{os.readlink(latest)}/{name}" in first
+        assert f"runs/{latest.readlink()}/{name}" in first
         assert (latest / name).exists()
 
 
@@ -84,7 +84,7 @@ def test_mlflow_has_the_run_its_tasks_its_data_and_the_model(folder: Path, first
     [experiment] = [e for e in client.search_experiments() if e.name == "yolo-distill"]
     runs = client.search_runs([experiment.experiment_id])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert parent.info.run_name == os.readlink(folder / "runs" / "latest")
+    assert parent.info.run_name == str((folder / "runs" / "latest").readlink())
     assert parent.info.status == "FINISHED"
     assert parent.data.params["epochs"] == "1"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -98,14 +98,14 @@ def test_mlflow_has_the_run_its_tasks_its_data_and_the_model(folder: Path, first
 
 
 def test_a_second_run_takes_over_everything(folder: Path, first: str) -> None:
-    first_run = os.readlink(folder / "runs" / "latest")
+    first_run = str((folder / "runs" / "latest").readlink())
     started = time.monotonic()
     done = _run(folder)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 60
     states = re.findall(r"\] .*: (\w+)", done.stdout)
     assert states == ["cached"] * 15
-    second_run = os.readlink(folder / "runs" / "latest")
+    second_run = str((folder / "runs" / "latest").readlink())
     assert second_run != first_run
     tables = [(folder / "runs" / run / "table.md").read_text() for run in (first_run, second_run)]
     assert tables[0] == tables[1]
@@ -155,7 +155,7 @@ def test_bad_data_is_told_in_one_line(folder: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "empty" in done.stderr
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
     [run] = (folder / "other").glob("*/run.json")
     assert json.loads(run.read_text())["arguments"]["source"] == str(folder / "empty")
     assert not list((folder / "other").glob("*/tasks/*/prepare-data/dataset*"))
