@@ -19,15 +19,15 @@ from yolo_distill.components.shared.errors import InputError
 
 DIGITS = "digits"
 # Part of the source's digest: raise it whenever a change alters any pixel or label.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 CLASSES = [str(digit) for digit in range(10)]
 
 Image = NDArray[np.float32]
 
 # The scene that the lengths below are given for; they grow and shrink with the scene.
 _REFERENCE_SIZE = 192
-_DIGIT_HEIGHTS = (20.0, 70.0)
-_DIGIT_COUNTS = (2, 7)
+_DIGIT_HEIGHTS = (22.0, 70.0)
+_DIGIT_COUNTS = (3, 7)
 # No more than this share of a digit may lie under or over another one's box.
 _LARGEST_OVERLAP = 0.25
 _JPEG_QUALITY = 92
@@ -163,7 +163,7 @@ def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
 def _background(size: int, rng: np.random.Generator) -> Image:
     """Return a coloured paper with stains of several sizes, float32 [size, size, 3] in 0..255."""
     picture = np.full((size, size, 3), rng.uniform(40, 215), np.float32) + rng.uniform(-25, 25, 3).astype(np.float32)
-    for cells, strength in ((3, 22), (8, 14), (24, 8)):
+    for cells, strength in ((3, 20), (8, 12), (24, 6)):
         grid = rng.normal(0, rng.uniform(0.2, 1) * strength, (cells, cells, 3)).astype(np.float32)
         grid = 0.7 * grid.mean(axis=2, keepdims=True) + 0.3 * grid
         picture += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -221,7 +221,7 @@ def _glyph(scan: NDArray[np.float32], height: float, rng: np.random.Generator) -
     # A border keeps the interpolation from smearing ink that touches the scan's edge.
     padded = np.pad(scan, 2)
     factor = height / len(scan)
-    angle = np.radians(rng.normal(0, 14))
+    angle = np.radians(rng.normal(0, 11))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     slant = np.array([[rng.uniform(0.75, 1.2), rng.uniform(-0.25, 0.25)], [0, 1]])
     matrix = factor * turn @ slant
@@ -268,7 +268,7 @@ def _paint(picture: Image, opacity: Image, x: int, y: int, rng: np.random.Genera
     height, width = opacity.shape
     area = picture[y : y + height, x : x + width]
     brightness = float((area * opacity[..., None]).sum() / (3 * opacity.sum() + 1e-6))
-    contrast = rng.uniform(45, 125)
+    contrast = rng.uniform(55, 130)
     lighter = rng.random() < (255 - brightness) / 255
     colour = brightness + (contrast if lighter else -contrast) + rng.uniform(-18, 18, 3)
     strength = opacity[..., None] * np.float32(rng.uniform(0.8, 1))

@@ -31,7 +31,10 @@ def public_source(source: str) -> str:
     """Return a source without what may be a secret: an address's user name, password, query and fragment."""
     if "://" not in source:
         return source
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return f"{source.partition('://')[0]}://…"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -53,6 +56,8 @@ def fetched(source: str, output: Path) -> Iterator[Path]:
         InputError: There is no such source, it cannot be read, is no archive or a hostile one, or does not fit on the
             disk.
     """
+    if not source:
+        raise _missing("source")
     if not _scheme(source) and Path(source).is_dir():
         yield Path(source)
         return
@@ -93,7 +98,7 @@ def source_digest(source: str) -> str:
     if scheme:
         return _digest(_web_marks(source))
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         folder = Folder.open(path)
         return _digest((file, *_local_marks(folder.path(file))) for file in folder.files)
     if path.is_file():

@@ -13,7 +13,14 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from yolo_distill.components.prepare_data.archives import safe_member_path
 from yolo_distill.components.shared.errors import InputError
@@ -26,9 +33,7 @@ if TYPE_CHECKING:
 _CONNECTIONS = 16
 _RETRIES = 3
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
-_CREDENTIALS_REMEDY = (
-    "Give credentials that may read it, as boto3 takes them: environment variables, a profile or a role"
-)
+_CREDENTIALS_REMEDY = "Give boto3 credentials that may read it: by environment variables, a profile or a role"
 _PROGRESS_OBJECTS = 100
 
 
@@ -110,6 +115,10 @@ class StoredData:
         prefix = self.key.rpartition("/")[0] if self.is_archive else self.key.rstrip("/")
         start = len(prefix) + 1 if prefix else 0
         paths = {stored.key: target / safe_member_path(stored.key[start:], self.source) for stored in self.objects}
+        files = set(paths.values())
+        if clash := next((folder for file in files for folder in file.parents if folder in files), None):
+            problem = f"{clash.name!r} is both a key and a folder of keys"
+            raise InputError(self.source, problem, "Rename one of them")
         with self._explained(), ThreadPoolExecutor(_CONNECTIONS) as pool:
             jobs = [pool.submit(self._fetch, key, path) for key, path in paths.items()]
             try:
@@ -128,7 +137,8 @@ class StoredData:
             retries={"max_attempts": _RETRIES, "mode": "standard"},
             max_pool_connections=_CONNECTIONS,
         )
-        return boto3.client("s3", config=config)
+        # The default session would keep the credentials of an earlier call.
+        return boto3.Session().client("s3", config=config)
 
     def _single(self) -> list[StoredObject]:
         if not self.key or self.key.endswith("/"):
@@ -163,15 +173,16 @@ class StoredData:
             code = error.response["Error"]["Code"]
             if code in _NOT_FOUND:
                 raise InputError(self.source, "does not exist", "Check bucket and key") from error
-            raise InputError(
-                self.source, f"the storage refuses to hand it out ({code})", _CREDENTIALS_REMEDY
-            ) from error
+            raise InputError(self.source, f"the storage refuses it ({code})", _CREDENTIALS_REMEDY) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise InputError(self.source, "there are no credentials to read it", _CREDENTIALS_REMEDY) from error
-        except HTTPClientError as error:
+        except (ConnectionError, HTTPClientError) as error:
             endpoint = self._client.meta.endpoint_url
             raise InputError(
                 self.source, f"the storage at {endpoint} does not answer", "Check the network and AWS_ENDPOINT_URL"
             ) from error
-        except (BotoCoreError, Boto3Error) as error:
+        except InputError:
+            raise
+        # An endpoint that is no address is a ValueError.
+        except (BotoCoreError, Boto3Error, ValueError) as error:
             raise InputError(self.source, f"cannot be read: {error}", "Check the settings of boto3") from error

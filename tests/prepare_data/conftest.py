@@ -42,7 +42,16 @@ def problems() -> Callable[[Path], Counter[Kind]]:
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
     """Eight images of a train split and three of a val split, each with one box of class n % 3 in the middle."""
-    root = tmp_path / "yolo"
+    return make_yolo(tmp_path / "yolo")
+
+
+@pytest.fixture(scope="session")
+def stored_yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for tests that leave it as it is."""
+    return make_yolo(tmp_path_factory.mktemp("stored") / "yolo")
+
+
+def make_yolo(root: Path) -> Path:
     for split, numbers in (("train", range(8)), ("val", range(8, 11))):
         (root / "images" / split).mkdir(parents=True)
         (root / "labels" / split).mkdir(parents=True)
