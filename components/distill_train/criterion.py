@@ -42,8 +42,10 @@ class Matched:
         point: Index of each point among the A anchor points, int64 [P].
         student_scores: Class logits, [P, nc].
         teacher_scores: Class logits, [P, nc].
-        student_boxes: DFL logits, [P, 4 * reg_max].
-        teacher_boxes: DFL logits, [P, 4 * reg_max].
+        student_bins: DFL logits, [P, 4 * reg_max].
+        teacher_bins: DFL logits, [P, 4 * reg_max]; ``None`` where the teacher saw another image than the student.
+        student_boxes: Corners x1, y1, x2, y2 in strides, [P, 4].
+        teacher_boxes: Corners in strides, [P, 4].
         weight: The teacher's best class score, [P], 0..1.
     """
 
@@ -51,6 +53,8 @@ class Matched:
     point: torch.Tensor
     student_scores: torch.Tensor
     teacher_scores: torch.Tensor
+    student_bins: torch.Tensor
+    teacher_bins: torch.Tensor | None
     student_boxes: torch.Tensor
     teacher_boxes: torch.Tensor
     weight: torch.Tensor
@@ -121,7 +125,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
             answers: The teacher's answer to each image.
         """
         assert self.recipe is not None
-        matched = self._match(preds, answers)
+        carried = bool(answers) and "soft_boxes" in answers[0]
+        matched = self._match_soft_boxes(preds, answers) if carried else self._match(preds, answers)
         return {
             term.loss: value_at(term.weight, self.progress) * self._term(term, matched, preds, answers)
             for term in self.recipe.terms
@@ -135,14 +140,10 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
             return binary_kl(matched.student_scores, matched.teacher_scores, matched.weight, temperature)
         if isinstance(term, LocalizationDistillation):
             temperature = value_at(term.temperature, self.progress)
-            return localization_distillation(matched.student_boxes, matched.teacher_boxes, matched.weight, temperature)
+            assert matched.teacher_bins is not None
+            return localization_distillation(matched.student_bins, matched.teacher_bins, matched.weight, temperature)
         if isinstance(term, BoxIoU):
-            anchors = make_anchors(preds["feats"], self.stride, 0.5)[0][matched.point]
-            student, teacher = (
-                self.bbox_decode(anchors, logits.unsqueeze(0)).squeeze(0)
-                for logits in (matched.student_boxes, matched.teacher_boxes)
-            )
-            return box_iou(student, teacher, matched.weight)
+            return box_iou(matched.student_boxes, matched.teacher_boxes, matched.weight)
         if isinstance(term, AttentionTransfer):
             return self._attention_term(preds, answers)
         return self._feature_term(pkd if isinstance(term, PKD) else score_weighted_l2, matched, preds, answers)
@@ -187,14 +188,61 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         student_scores = preds["scores"][image, :, point].float()
         # Of classes that were not kept nothing is known: there the student is its own teacher.
         teacher_scores = torch.where(scores.isnan(), student_scores.detach(), scores.float())
+        anchors = make_anchors(preds["feats"], self.stride, 0.5)[0][point]
+        student_bins, teacher_bins = preds["boxes"][image, :, point].float(), boxes.float()
+        student_boxes, teacher_boxes = (
+            self.bbox_decode(anchors, bins.unsqueeze(0)).squeeze(0) for bins in (student_bins, teacher_bins)
+        )
         return Matched(
             image=image,
             point=point,
             student_scores=student_scores,
             teacher_scores=teacher_scores,
-            student_boxes=preds["boxes"][image, :, point].float(),
-            teacher_boxes=boxes.float(),
+            student_bins=student_bins,
+            teacher_bins=teacher_bins,
+            student_boxes=student_boxes,
+            teacher_boxes=teacher_boxes,
             weight=scores.float().nan_to_num(-torch.inf).sigmoid().amax(1),
+        )
+
+    def _match_soft_boxes(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> Matched:
+        """Match the teacher's boxes, carried into the student's view, to anchor points as labels are matched."""
+        lengths = torch.tensor([len(answer["scores"]) for answer in answers])
+        image_of_box = torch.arange(len(answers)).repeat_interleave(lengths).to(self.device)
+        boxes, logits = (
+            torch.cat([answer[name] for answer in answers]).to(self.device).float() for name in ("soft_boxes", "scores")
+        )
+        anchors, strides = make_anchors(preds["feats"], self.stride, 0.5)
+        bins = preds["boxes"].transpose(1, 2).float().contiguous()
+        decoded = self.bbox_decode(anchors, bins)
+        size = torch.tensor(preds["feats"][0].shape[2:], device=self.device) * self.stride[0]
+        # A box's place among the batch's goes in place of its class, so that its logits are found again.
+        places = torch.arange(len(boxes), device=self.device)
+        rows = torch.cat([image_of_box[:, None], places[:, None], boxes], 1)
+        targets = self.preprocess(rows, len(answers), scale_tensor=size[[1, 0, 1, 0]])
+        number, corners = targets.split((1, 4), 2)
+        number = number.long().squeeze(2)
+        _, _, _, foreground, chosen = self.assigner(
+            preds["scores"].detach().float().sigmoid().transpose(1, 2),
+            decoded.detach() * strides,
+            anchors * strides,
+            logits.argmax(1)[number].unsqueeze(2).float(),
+            corners,
+            corners.sum(2, keepdim=True).gt(0),
+        )
+        image, point = foreground.bool().nonzero(as_tuple=True)
+        target = chosen[image, point].long()
+        teacher_scores = logits[number[image, target]]
+        return Matched(
+            image=image,
+            point=point,
+            student_scores=preds["scores"][image, :, point].float(),
+            teacher_scores=teacher_scores,
+            student_bins=bins[image, point],
+            teacher_bins=None,
+            student_boxes=decoded[image, point],
+            teacher_boxes=corners[image, target] / strides[point],
+            weight=teacher_scores.sigmoid().amax(1),
         )
 
     def _detection_loss(

@@ -147,6 +147,11 @@ class Recipe(BaseModel):
         return self
 
     @property
+    def needs_same_view(self) -> list[str]:
+        """The losses that make sense only where teacher and student saw the same view."""
+        return [term.loss for term in self.terms if not isinstance(term, BinaryKL | BoxIoU)]
+
+    @property
     def uses_point_features(self) -> bool:
         """Whether a loss compares neck features at anchor points."""
         return any(isinstance(term, ScoreWeightedL2 | PKD) for term in self.terms)

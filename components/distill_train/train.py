@@ -12,6 +12,7 @@ from yolo_distill.components.distill_train.criterion import DistillationLoss
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import Recipe
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard
@@ -19,10 +20,16 @@ from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, 
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
-from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, require_same_classes
+from yolo_distill.components.teacher_cache_logits.originals import MANIFEST_NAME as ORIGINALS_NAME
+from yolo_distill.components.teacher_cache_logits.originals import OriginalAnswers
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
+# Where a student's targets come from: answers to its views, to the original images, or the teacher at every step.
+AnyTeacher = TeacherCache | OriginalAnswers | OnlineTeacher
+
 STUDENTS_FOLDER = Path(__file__).parent / "students"
+_BUILD_AGAIN = "Build the teacher cache again with teacher-cache-logits"
 _PROJECTORS_NAME = "projectors.safetensors"
 
 
@@ -72,7 +79,7 @@ class DistillationTrainer(ViewTrainer):
         run_folder: Path,
         *,
         recipe: Recipe,
-        teacher: TeacherCache | OnlineTeacher,
+        teacher: AnyTeacher,
         device: str | None = None,
     ) -> None:
         """Set up a training.
@@ -90,7 +97,8 @@ class DistillationTrainer(ViewTrainer):
         self.teacher = teacher
         cache = teacher if isinstance(teacher, TeacherCache) else None
         schedule = cached_schedule(cache, settings) if cache else None
-        super().__init__(dataset, settings, model, run_folder, schedule=schedule, answers=cache, device=device)
+        answers = teacher.soft_boxes if isinstance(teacher, OriginalAnswers) else cache
+        super().__init__(dataset, settings, model, run_folder, schedule=schedule, answers=answers, device=device)
         self.add_callback("on_train_start", DistillationTrainer._install_criterion)
         self.add_callback("on_train_batch_start", DistillationTrainer._tell_progress)
 
@@ -100,8 +108,9 @@ class DistillationTrainer(ViewTrainer):
         """Build the student, with projectors beside it where the recipe compares features."""
         network = super().get_model(cfg, weights, verbose)
         head = teacher_head(self.teacher)
-        require_same_head(network, head)
-        if self.recipe.uses_features:
+        if head is not None:
+            require_same_head(network, head)
+        if head is not None and self.recipe.uses_features:
             network.projectors = nn.ModuleList(
                 nn.Linear(student, teacher)
                 for student, teacher in zip(_neck_channels(network), head.channels, strict=True)
@@ -146,7 +155,7 @@ def distill(
     *,
     name: str,
     recipe: Recipe | None = None,
-    teacher: TeacherCache | OnlineTeacher | None = None,
+    teacher: AnyTeacher | None = None,
     work_root: Path | None = None,
 ) -> StudentResult:
     """Train a student.
@@ -193,7 +202,7 @@ def distill(
     return StudentResult(card, trainer.history)
 
 
-def open_teacher(cache: Path | None, teacher: Path | None) -> TeacherCache | OnlineTeacher | None:
+def open_teacher(cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
     """Open what the student learns from.
 
     Args:
@@ -207,17 +216,28 @@ def open_teacher(cache: Path | None, teacher: Path | None) -> TeacherCache | Onl
         raise InputError("teacher", "is given beside a teacher cache", "Give the cache or the teacher")
     if teacher:
         return OnlineTeacher(Teacher(teacher), AnswerFormat())
-    return TeacherCache(cache) if cache else None
+    if cache is None:
+        return None
+    return OriginalAnswers(cache) if (cache / ORIGINALS_NAME).is_file() else TeacherCache(cache)
 
 
 def _teacher_lineage(
-    teacher: TeacherCache | OnlineTeacher, dataset: DetectionDataset, settings: TrainSettings, recipe: Recipe
+    teacher: AnyTeacher, dataset: DetectionDataset, settings: TrainSettings, recipe: Recipe
 ) -> dict[str, str]:
     """Check that a teacher fits the training and return what identifies it."""
     if isinstance(teacher, OnlineTeacher):
         card = teacher.teacher.card
-        require_same_classes(card, dataset, "teacher")
+        require_classes(Path(card.architecture), card, dataset.classes)
         return {"teacher": card.digests[card.file]}
+    if isinstance(teacher, OriginalAnswers):
+        if recipe.needs_same_view:
+            raise InputError(
+                f"recipe {recipe.name}",
+                f"has losses that need the teacher to see the student's views: {', '.join(recipe.needs_same_view)}",
+                "Choose a recipe of binary_kl and box_iou, such as original, or build the cache of views",
+            )
+        _require_same_dataset(teacher.manifest.dataset, dataset)
+        return {"teacher": teacher.manifest.teacher, "cache": teacher.manifest.sha256}
     require_same_views(teacher, dataset, settings.augmentation)
     if recipe.uses_point_features and teacher.manifest.answers.features == "none":
         raise InputError(
@@ -237,8 +257,10 @@ def cached_schedule(cache: TeacherCache, settings: TrainSettings) -> ViewSchedul
     return ViewSchedule(settings.epochs, closing, manifest.open_views, manifest.closed_views)
 
 
-def teacher_head(teacher: TeacherCache | OnlineTeacher) -> TeacherHead:
-    """Return the layout of a teacher's detection head."""
+def teacher_head(teacher: AnyTeacher) -> TeacherHead | None:
+    """Return the layout of a teacher's detection head, or ``None`` where only its boxes are known."""
+    if isinstance(teacher, OriginalAnswers):
+        return None
     return teacher.teacher if isinstance(teacher, OnlineTeacher) else teacher.manifest
 
 
@@ -249,11 +271,7 @@ def require_same_views(cache: TeacherCache, dataset: DetectionDataset, augmentat
         InputError: Dataset, size, augmentation or a library differ; the message names what.
     """
     manifest = cache.manifest
-    remedy = "Build the teacher cache again with teacher-cache-logits"
-    if manifest.dataset != dataset.digest:
-        raise InputError(
-            "teacher cache", f"is about dataset {manifest.dataset[:12]}, not {dataset.digest[:12]}", remedy
-        )
+    _require_same_dataset(manifest.dataset, dataset)
     now = fingerprint(ViewDataset(dataset, augmentation))
     differing = [
         f"{name} was {manifest.fingerprint.get(name)}, is {now.get(name)}"
@@ -261,7 +279,12 @@ def require_same_views(cache: TeacherCache, dataset: DetectionDataset, augmentat
         if manifest.fingerprint.get(name) != now.get(name)
     ]
     if differing:
-        raise InputError("teacher cache", f"was built for other views: {'; '.join(differing)}", remedy)
+        raise InputError("teacher cache", f"was built for other views: {'; '.join(differing)}", _BUILD_AGAIN)
+
+
+def _require_same_dataset(answered: str, dataset: DetectionDataset) -> None:
+    if answered != dataset.digest:
+        raise InputError("teacher cache", f"is about dataset {answered[:12]}, not {dataset.digest[:12]}", _BUILD_AGAIN)
 
 
 def require_same_head(student: DetectionModel, teacher: TeacherHead) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
@@ -19,7 +21,6 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import unwrap_model
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
@@ -30,6 +31,7 @@ from yolo_distill.components.shared.views import (
     AnswerSource,
     Augmentation,
     ManifestDataset,
+    SoftBoxes,
     ViewDataset,
     ViewSampler,
     ViewSchedule,
@@ -113,7 +115,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         run_folder: Path,
         *,
         schedule: ViewSchedule | None = None,
-        answers: AnswerSource | None = None,
+        answers: AnswerSource | SoftBoxes | None = None,
         device: str | None = None,
     ) -> None:
         """Set up a training.
@@ -124,7 +126,7 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
             model: A model YAML or a checkpoint.
             run_folder: Where ultralytics writes checkpoints and logs.
             schedule: Which view each epoch trains on; a fresh one every epoch when not given.
-            answers: Where a teacher's answers to the views come from.
+            answers: Where a teacher's answers to the views come from, or its boxes in the original images.
             device: What ultralytics takes; a GPU when there is one.
         """
         self.dataset = dataset

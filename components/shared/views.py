@@ -15,6 +15,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +25,6 @@ from ultralytics.data.augment import Compose, Mosaic
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord, Split
 from yolo_distill.components.shared.errors import InputError
 
@@ -148,6 +149,19 @@ class AnswerSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SoftBoxes:
+    """A teacher's boxes in the original images, to be carried into every view.
+
+    Attributes:
+        boxes: For each image of the training split, boxes as normalised centre x, y, width, height, float32 [n, 4].
+        scores: For each image, the boxes' class logits, fp16 [n, nc].
+    """
+
+    boxes: list[np.ndarray]
+    scores: list[torch.Tensor]
+
+
 class ManifestDataset(YOLODataset):  # type: ignore[misc]
     """A split of a dataset artifact as ultralytics reads it, with labels from the artifact's manifest.
 
@@ -202,17 +216,22 @@ class ViewDataset(ManifestDataset):
     """
 
     def __init__(
-        self, dataset: DetectionDataset, augmentation: Augmentation, answers: AnswerSource | None = None
+        self,
+        dataset: DetectionDataset,
+        augmentation: Augmentation,
+        answers: AnswerSource | SoftBoxes | None = None,
     ) -> None:
         """Open the training split.
 
         Args:
             dataset: The dataset artifact.
             augmentation: How views are made.
-            answers: Where a teacher's answers to the views come from; they are added to each item.
+            answers: Where a teacher's answers to the views come from, or its boxes in the original images, which the
+                augmentation moves along with the labels; each item gets them as its ``answer``.
         """
         self.augmentation = augmentation
         self.answers = answers
+        self._soft_scores = torch.cat(answers.scores) if isinstance(answers, SoftBoxes) else None
         super().__init__(
             dataset,
             "train",
@@ -248,8 +267,34 @@ class ViewDataset(ManifestDataset):
             transforms = self._closed_transforms if view.closed else self.transforms
             item: dict[str, Any] = transforms(super().get_image_and_label(index))
         item["labelled"] = record.labelled
-        if self.answers is not None:
+        if self._soft_scores is not None:
+            return self._split_soft_boxes(item, self._soft_scores)
+        if self.answers is not None and not isinstance(self.answers, SoftBoxes):
             item["answer"] = self.answers.read(view, index)
+        return item
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return ultralytics' label dictionaries, with the teacher's boxes added as rows of classes beyond the last.
+
+        The class of such a row is the number of classes plus the box's place among all of the teacher's, by which its
+        scores are found again after the augmentation.
+        """
+        labels = super().get_labels()
+        if isinstance(self.answers, SoftBoxes):
+            first = len(self.artifact.classes)
+            for label, boxes in zip(labels, self.answers.boxes, strict=True):
+                rows = np.arange(first, first + len(boxes), dtype=np.float32)[:, None]
+                first += len(boxes)
+                label["cls"] = np.concatenate([label["cls"], rows])
+                label["bboxes"] = np.concatenate([label["bboxes"], boxes.astype(np.float32)])
+        return labels
+
+    def _split_soft_boxes(self, item: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
+        rows = item["cls"][:, 0].long() - len(self.artifact.classes)
+        soft = rows >= 0
+        item["answer"] = {"soft_boxes": item["bboxes"][soft], "scores": scores[rows[soft]]}
+        for name in ("cls", "bboxes", "batch_idx"):
+            item[name] = item[name][~soft]
         return item
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory, require_free_space, sha256_file, write_text
 from yolo_distill.components.shared.progress import report_progress
@@ -27,7 +28,6 @@ from yolo_distill.components.teacher_cache_logits.cache import (
 from yolo_distill.components.teacher_cache_logits.teacher import (
     AnswerFormat,
     Teacher,
-    require_same_classes,
     sparse_answers,
 )
 
@@ -81,6 +81,17 @@ def cache_settings(
     return CacheSettings(augmentation, open_views, closed_views, wanted)
 
 
+def require_mode(mode: str) -> str:
+    """Return what the teacher is asked about: ``views`` or ``original``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if mode not in {"views", "original"}:
+        raise InputError(f"mode={mode!r}", "the teacher can be asked about views or original", "Give one of these")
+    return mode
+
+
 def answer_format(**values: int | str) -> AnswerFormat:
     """Check what a user wants kept of the answers.
 
@@ -127,7 +138,7 @@ def build_cache(
         InputError: The teacher's classes are not the dataset's, or the disk is too full.
     """
     teacher = Teacher(teacher_folder)
-    require_same_classes(teacher.card, dataset, "teacher")
+    require_classes(teacher_folder, teacher.card, dataset.classes)
     views = ViewDataset(dataset, settings.augmentation)
     facts = fingerprint(views)
     digest = teacher.card.digests[teacher.card.file]

@@ -11,6 +11,7 @@ def teacher_cache_logits(  # noqa: ANN201
     teacher: dsl.Input[dsl.Model],
     cache: dsl.Output[dsl.Artifact],
     imgsz: int = 320,
+    mode: str = "views",
     views: int = 8,
     closed_views: int = 4,
     top_k: int = 256,
@@ -26,6 +27,8 @@ def teacher_cache_logits(  # noqa: ANN201
         teacher: Model artifact of the teacher; its classes must be the dataset's.
         cache: Teacher cache: a manifest and shards of answers.
         imgsz: Side of the square views in pixels, a multiple of 32.
+        mode: What the teacher is asked about: views, the augmented images that the student will see, or original, the
+            images as they are, whose boxes the augmentation then carries into any view.
         views: How many views with mosaic each image gets; the epochs of a training cycle through them.
         closed_views: How many views without mosaic, for the last epochs of a training.
         top_k: Anchor points kept per view, by the teacher's score; those that labels can be assigned to are added.
@@ -39,9 +42,16 @@ def teacher_cache_logits(  # noqa: ANN201
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.views import parse_augmentation
-    from yolo_distill.components.teacher_cache_logits.build import answer_format, build_cache, cache_settings
+    from yolo_distill.components.teacher_cache_logits.build import (
+        answer_format,
+        build_cache,
+        cache_settings,
+        require_mode,
+    )
+    from yolo_distill.components.teacher_cache_logits.originals import build_originals
 
     parameters = {
+        "mode": mode,
         "imgsz": imgsz,
         "views": views,
         "closed_views": closed_views,
@@ -53,18 +63,19 @@ def teacher_cache_logits(  # noqa: ANN201
     with task_run("teacher-cache-logits", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
-        manifest = build_cache(
-            data,
-            Path(teacher.path),
-            cache_settings(
+        if require_mode(mode) == "original":
+            originals = build_originals(data, Path(teacher.path), imgsz, Path(cache.path))
+            facts: dict[str, float] = {"bytes": originals.bytes, "images": originals.images}
+        else:
+            settings = cache_settings(
                 augmentation=parse_augmentation(imgsz, augmentation),
                 open_views=views,
                 closed_views=closed_views,
                 wanted=answer_format(top_k=top_k, classes=classes, features=features),
-            ),
-            Path(cache.path),
-            Path(work_root) if work_root else None,
-        )
-        run.log_metrics({"bytes": manifest.bytes, "score_mass": manifest.score_mass})
-        run.set_tags({"cache_key": manifest.key, "teacher": manifest.teacher})
-    cache.metadata.update(key=manifest.key, bytes=manifest.bytes, score_mass=manifest.score_mass)
+            )
+            root = Path(work_root) if work_root else None
+            manifest = build_cache(data, Path(teacher.path), settings, Path(cache.path), root)
+            run.set_tags({"cache_key": manifest.key, "teacher": manifest.teacher})
+            facts = {"bytes": manifest.bytes, "images": manifest.images, "score_mass": manifest.score_mass}
+        run.log_metrics(facts)
+    cache.metadata.update(mode=mode, **facts)

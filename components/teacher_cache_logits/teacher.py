@@ -12,7 +12,6 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
 
-from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -118,6 +117,14 @@ class Teacher:
         return TeacherAnswers(raw["scores"], raw["boxes"], list(raw["feats"]))
 
     @torch.inference_mode()
+    def decode(self, answers: TeacherAnswers) -> torch.Tensor:
+        """Return the boxes that answers stand for: corners x1, y1, x2, y2 in pixels of the input, [B, A, 4]."""
+        points, strides = make_anchors(answers.features, self.network.stride, 0.5)
+        logits = answers.boxes.float().transpose(1, 2).contiguous()
+        boxes: torch.Tensor = self._criterion.bbox_decode(points.float(), logits) * strides.float()
+        return boxes
+
+    @torch.inference_mode()
     def select(self, answers: TeacherAnswers, labels: dict[str, torch.Tensor], wanted: AnswerFormat) -> torch.Tensor:
         """Choose the anchor points worth keeping.
 
@@ -148,10 +155,9 @@ class Teacher:
         scale = torch.tensor([width, height, width, height], device=self.device)
         targets = criterion.preprocess(rows.to(self.device).float(), len(scores), scale_tensor=scale)
         classes, boxes = targets.split((1, 4), 2)
-        predicted = criterion.bbox_decode(points.float(), answers.boxes.float().transpose(1, 2).contiguous())
         present = boxes.sum(2, keepdim=True).gt(0)
         foreground: torch.Tensor = criterion.assigner(
-            scores, predicted * strides.float(), points.float() * strides.float(), classes, boxes, present
+            scores, self.decode(answers), points.float() * strides.float(), classes, boxes, present
         )[3]
         return foreground.bool()
 
@@ -220,25 +226,6 @@ def _sparse_answer(
             kept[f"features.{level}"] = (at_points / scale).round().to(torch.int8)
             kept[f"features.{level}.scale"] = scale.squeeze(1).half()
     return {name: tensor.contiguous() for name, tensor in kept.items()}
-
-
-def require_same_classes(card: ModelCard, dataset: DetectionDataset, role: str) -> None:
-    """Refuse a model whose classes are not the dataset's, in the same order.
-
-    Raises:
-        InputError: They differ.
-    """
-    if card.classes != dataset.classes:
-        raise InputError(
-            f"{role} {card.architecture}",
-            f"knows the classes {_shorten(card.classes)}, the data has {_shorten(dataset.classes)}",
-            "Fine-tune it on the data (train-teacher does, when the classes differ) or use data with its classes",
-        )
-
-
-def _shorten(classes: list[str]) -> str:
-    shown = ", ".join(classes[:5])
-    return f"[{shown}, … {len(classes)} in all]" if len(classes) > 5 else f"[{shown}]"
 
 
 def _criterion(network: DetectionModel) -> v8DetectionLoss:

@@ -15,9 +15,10 @@ from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import read_card
 from yolo_distill.components.shared.training import train_settings
-from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
+from yolo_distill.components.shared.views import Augmentation, SoftBoxes, View, ViewDataset
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
+from yolo_distill.components.teacher_cache_logits.originals import OriginalAnswers, build_originals
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher
 
 SETTINGS = train_settings(epochs=2, imgsz=96, batch=16)
@@ -191,6 +192,57 @@ def test_a_student_learns_from_an_online_teacher(tmp_path: Path, digits: Detecti
     result = distill(digits, "yolov8n.yaml", settings, tmp_path / "s", name="s", recipe=recipe, teacher=teacher)
     assert all(result.history[0][f"train/kd_{term.loss}"] > 0 for term in recipe.terms)
     assert result.card.lineage["teacher"] == read_card(teacher_dir).digests["model.pt"]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory, digits: DetectionDataset, teacher_dir: Path) -> OriginalAnswers:
+    target = tmp_path_factory.mktemp("originals") / "originals"
+    build_originals(digits, teacher_dir, 160, target)
+    answers = OriginalAnswers(target)
+    # After one epoch the teacher sees nothing yet; the labels stand in for what a better one would say.
+    labels = [digits.labels(record) for record in digits.split("train")]
+    scores = [torch.nn.functional.one_hot(torch.from_numpy(rows[:, 0]).long(), 10).half() * 16 - 8 for rows in labels]
+    answers.soft_boxes = SoftBoxes([rows[:, 1:] for rows in labels], scores)
+    return answers
+
+
+def test_a_student_learns_from_answers_to_the_original_images(
+    tmp_path: Path, digits: DetectionDataset, originals: OriginalAnswers
+) -> None:
+    settings = train_settings(epochs=1, imgsz=96, batch=16)
+    recipe = load_recipe("original")
+    result = distill(digits, "yolov8n.yaml", settings, tmp_path / "s", name="s", recipe=recipe, teacher=originals)
+    assert all(result.history[0][f"train/kd_{term.loss}"] > 0 for term in recipe.terms)
+
+
+def test_losses_that_need_the_same_view_are_refused_for_original_images(
+    tmp_path: Path, digits: DetectionDataset, originals: OriginalAnswers
+) -> None:
+    with pytest.raises(InputError, match="localization_distillation, pkd"):
+        distill(
+            digits, "yolov8n.yaml", SETTINGS, tmp_path / "s", name="s", recipe=load_recipe("default"), teacher=originals
+        )
+
+
+def test_carried_boxes_teach_the_points_that_labels_would(
+    cache: TeacherCache, digits: DetectionDataset, criterion: DistillationLoss
+) -> None:
+    criterion.recipe = load_recipe("original")
+    batch = _batch(cache, digits)
+    outputs = criterion.network.train()(batch["img"].float() / 255)
+    wanted = torch.nn.functional.one_hot(batch["cls"][:, 0].long(), 10) * 16.0 - 8
+    answers = [
+        {"soft_boxes": batch["bboxes"][batch["batch_idx"] == n], "scores": wanted[batch["batch_idx"] == n]}
+        for n in range(4)
+    ]
+    terms = criterion.distillation_terms(outputs, answers)
+    matched = criterion._match_soft_boxes(outputs, answers)
+    foreground = criterion.get_assigned_targets_and_loss(outputs, batch)[0][0]
+    assert torch.zeros_like(foreground).index_put((matched.image, matched.point), torch.tensor(True)).equal(foreground)
+    assert terms["binary_kl"] > 0
+    assert terms["box_iou"] > 0
+    nothing = [{"soft_boxes": torch.zeros(0, 4), "scores": torch.zeros(0, 10)}] * 4
+    assert sum(criterion.distillation_terms(outputs, nothing).values()) == 0
 
 
 @pytest.mark.parametrize(

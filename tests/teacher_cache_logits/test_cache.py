@@ -108,7 +108,7 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path: Path, digits: Detecti
     other.mkdir()
     (other / "model.pt").write_bytes((teacher_dir / "model.pt").read_bytes())
     write_card(other, read_card(teacher_dir).model_copy(update={"classes": ["cat", "dog"]}))
-    with pytest.raises(InputError, match=r"knows the classes \[cat, dog\]"):
+    with pytest.raises(InputError, match="cat, dog"):
         build_cache(digits, other, SETTINGS, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

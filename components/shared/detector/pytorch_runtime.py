@@ -3,11 +3,12 @@
 from pathlib import Path
 from pickle import UnpicklingError
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401  ultralytics reads its settings when imported
+
 import numpy as np
 import torch
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401  ultralytics reads its settings when imported
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard
 
