@@ -65,7 +65,10 @@ def inspect(path: Path) -> ImageFacts:
     Raises:
         ImageError: It cannot be decoded in full, or has too many or too few pixels.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(Kind.UNREADABLE_IMAGE, f"cannot be read: {error.strerror}") from error
     pixels, changes, jpeg = _decode(data)
     return ImageFacts(
         width=pixels.width,

@@ -3,10 +3,8 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from os import cpu_count
 from pathlib import Path, PurePosixPath
 from typing import Literal, cast, get_args
 
@@ -30,16 +28,15 @@ from yolo_distill.components.prepare_data.images import (
     strict_pixel_limit,
 )
 from yolo_distill.components.prepare_data.labels import Box, SourceImage, yolo_text
+from yolo_distill.components.prepare_data.parallel import in_threads
 from yolo_distill.components.prepare_data.report import PreparationReport, write_report
 from yolo_distill.components.prepare_data.sources import fetched, public_source
 from yolo_distill.components.prepare_data.splits import CheckedImage, check_fractions, split_images, without_duplicates
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory, require_free_space
-from yolo_distill.components.shared.progress import report_progress
 
 OnError = Literal["stop", "drop"]
 
-_PROGRESS_IMAGES = 100
 _LONGEST_NAME = 80
 
 
@@ -152,13 +149,8 @@ def _checked(folder: Folder, images: list[SourceImage], findings: Findings) -> I
             return error
 
     files = sorted({image.file for image in images})
-    results = {}
-    # Decoding and hashing leave Python's lock to other threads.
-    with strict_pixel_limit(), ThreadPoolExecutor(cpu_count()) as pool:
-        for file, result in zip(files, pool.map(try_inspect, files), strict=True):
-            results[file] = result
-            if len(results) % _PROGRESS_IMAGES == 0 or len(results) == len(files):
-                report_progress(len(results), len(files), "image", "checking")
+    with strict_pixel_limit():
+        results = dict(zip(files, in_threads(try_inspect, files, "image", "checking"), strict=True))
     for file, result in results.items():
         if isinstance(result, ImageError):
             findings.add(result.kind, file, result.detail)
@@ -227,19 +219,11 @@ def _digit_image(settings: DigitsSettings, split: Split, number: int) -> _NewIma
 
 def _write(output: Path, classes: list[str], images: Iterable[_MakeImage], report: PreparationReport) -> None:
     """Write the artifact."""
-    with new_directory(output) as root, ThreadPoolExecutor(cpu_count()) as pool:
+    with new_directory(output) as root:
         for split in SPLITS:
             for kind in ("images", "labels"):
                 (root / kind / split).mkdir(parents=True)
-        jobs = [pool.submit(_write_image, root, make) for make in images]
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
-                if done % _PROGRESS_IMAGES == 0 or done == len(jobs):
-                    report_progress(done, len(jobs), "image", "writing")
-        finally:
-            pool.shutdown(cancel_futures=True)
-        written = [job.result() for job in jobs]
+        written = in_threads(partial(_write_image, root), images, "image", "writing")
         manifest = write_index(root, classes, [record for record, _ in written], report.source)
         origins = {record.file: origin for record, origin in written}
         write_report(DetectionDataset(root, manifest), report.model_copy(update={"origins": origins}))

@@ -139,7 +139,7 @@ def _histogram(dataset: DetectionDataset) -> Figure:
     sides = {split: np.concatenate([[], *(_sides(dataset, r) for r in dataset.split(split))]) for split in SPLITS}
     sides = {split: values for split, values in sides.items() if len(values)}
     every = np.concatenate(list(sides.values()))
-    bins = np.geomspace(max(every.min(), 1), max(every.max(), 2), 40)
+    bins = np.geomspace(every.min() / 1.1, every.max() * 1.1, 40)
     axis.hist(list(sides.values()), bins=bins.tolist(), stacked=True, label=list(sides))
     for border in (32, 96):
         axis.axvline(border, color="grey", linestyle="--", linewidth=1)

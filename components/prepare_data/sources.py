@@ -197,7 +197,8 @@ def _web_marks(source: str) -> list[tuple[str, str]]:
 
 
 def _local_marks(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
+    # A link that leads nowhere is found and told later.
+    status = path.stat() if path.exists() else path.lstat()
     return path.name, status.st_size, status.st_mtime_ns
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +22,9 @@ from botocore.exceptions import (
 )
 
 from yolo_distill.components.prepare_data.archives import safe_member_path
+from yolo_distill.components.prepare_data.parallel import in_threads
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import require_free_space
-from yolo_distill.components.shared.progress import report_progress
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,7 +33,6 @@ _CONNECTIONS = 16
 _RETRIES = 3
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
 _CREDENTIALS_REMEDY = "Give boto3 credentials that may read it: by environment variables, a profile or a role"
-_PROGRESS_OBJECTS = 100
 
 
 @dataclass(frozen=True)
@@ -119,15 +117,8 @@ class StoredData:
         if clash := next((folder for file in files for folder in file.parents if folder in files), None):
             problem = f"{clash.name!r} is both a key and a folder of keys"
             raise InputError(self.source, problem, "Rename one of them")
-        with self._explained(), ThreadPoolExecutor(_CONNECTIONS) as pool:
-            jobs = [pool.submit(self._fetch, key, path) for key, path in paths.items()]
-            try:
-                for done, job in enumerate(as_completed(jobs), 1):
-                    job.result()
-                    if done % _PROGRESS_OBJECTS == 0:
-                        report_progress(done, len(jobs), "file", "downloading")
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with self._explained():
+            in_threads(self._fetch, list(paths.items()), "file", "downloading", _CONNECTIONS)
 
     @cached_property
     def _client(self) -> "S3Client":
@@ -159,7 +150,8 @@ class StoredData:
                 if not item["Key"].endswith("/"):
                     yield StoredObject(item["Key"], item["Size"], item["ETag"])
 
-    def _fetch(self, key: str, path: Path) -> None:
+    def _fetch(self, key_and_path: tuple[str, Path]) -> None:
+        key, path = key_and_path
         path.parent.mkdir(parents=True, exist_ok=True)
         # One connection an object: there are many small ones.
         self._client.download_file(self.bucket, key, str(path), Config=TransferConfig(use_threads=False))

@@ -97,6 +97,9 @@ def _read_annotation(folder: Folder, file: str, findings: Findings) -> _Annotati
     except (LookupError, ValueError) as error:
         findings.add(Kind.UNREADABLE_LABELS, file, f"is not valid XML: {error}")
         return None
+    except OSError as error:
+        findings.add(Kind.UNREADABLE_LABELS, file, f"cannot be read: {error.strerror}")
+        return None
     objects = (_read_object(number, element, file, findings) for number, element in enumerate(root.iter("object"), 1))
     return _Annotation(_read_size(root), [obj for obj in objects if obj])
 

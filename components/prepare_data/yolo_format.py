@@ -209,7 +209,10 @@ def _read_labels(folder: Folder, file: str, classes: int, findings: Findings) ->
     try:
         lines = folder.path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        findings.add(Kind.UNREADABLE_LABELS, file, "it is not UTF-8 text")
+        findings.add(Kind.UNREADABLE_LABELS, file, "is not UTF-8 text")
+        return None
+    except OSError as error:
+        findings.add(Kind.UNREADABLE_LABELS, file, f"cannot be read: {error.strerror}")
         return None
     rows = []
     for number, line in enumerate(lines, 1):

@@ -210,6 +210,19 @@ def test_links_between_folders(yolo: Path, tmp_path: Path) -> None:
     assert len(prepare(str(yolo), tmp_path / "out").manifest.images) == 11
 
 
+def test_links_that_lead_nowhere(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "images/train/00.jpg").unlink()
+    (yolo / "images/train/00.jpg").symlink_to("gone.jpg")
+    assert source_digest(str(yolo)) == source_digest(str(yolo))
+    with pytest.raises(InputError, match=r"images/train/00\.jpg: cannot be read: No such file"):
+        prepare(str(yolo), tmp_path / "out")
+    (yolo / "labels/train/01.txt").unlink()
+    (yolo / "labels/train/01.txt").symlink_to("gone.txt")
+    with pytest.raises(InputError, match=r"labels/train/01\.txt: cannot be read: No such file"):
+        prepare(str(yolo), tmp_path / "out")
+    assert len(prepare(str(yolo), tmp_path / "out", test_fraction=0, on_error="drop").split("train")) == 7
+
+
 @pytest.mark.parametrize("source", ["ftp://host/data.zip", "file:///etc/passwd", "gs://bucket/x"])
 def test_unknown_schemes(tmp_path: Path, source: str) -> None:
     with pytest.raises(InputError, match=r"is not supported"):

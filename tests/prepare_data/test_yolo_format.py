@@ -194,7 +194,7 @@ def test_many_mistakes_at_once(yolo: Path, tmp_path: Path) -> None:
 
 def test_binary_label_file(yolo: Path, tmp_path: Path) -> None:
     (yolo / "labels/train/02.txt").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(InputError, match=r"labels/train/02.txt: it is not UTF-8 text"):
+    with pytest.raises(InputError, match=r"labels/train/02.txt: is not UTF-8 text"):
         prepare(str(yolo), tmp_path / "out")
     dataset = prepare(str(yolo), tmp_path / "out", on_error="drop")
     # Nobody knows what it showed: it must not pass for an image without objects.
