@@ -131,6 +131,6 @@ class Findings(list[Finding]):
         noun = "problem was" if len(problems) == 1 else "problems were"
         raise InputError(
             source,
-            f"{len(problems)} {noun} found{lines}\n",
+            f"{len(problems)} {noun} found:{lines}",
             "Mend them, or leave out what is broken with on_error=drop",
         )

@@ -236,7 +236,8 @@ def _read_row(columns: list[str], file: str, place: str, findings: Findings) -> 
     if not category.is_integer():
         findings.add(Kind.MALFORMED_BOX, file, f"class {columns[0]} is not a whole number", place)
         return None
-    if not all(map(math.isfinite, values)):
+    # Checked here because min and max may pass over a NaN.
+    if polygon and not all(map(math.isfinite, values)):
         findings.add(Kind.MALFORMED_BOX, file, "coordinates are not finite numbers", place)
         return None
     if polygon:

@@ -187,7 +187,7 @@ def test_many_mistakes_at_once(yolo: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prepare(str(yolo), tmp_path / "out")
     message = str(caught.value)
-    assert "16 problems were found" in message
+    assert "16 problems were found:" in message
     assert message.count(" line ") == 10
     assert "… and 6 more" in message
 
