@@ -19,6 +19,8 @@ from yolo_distill.pipelines.distillation.arguments import DistillationArguments,
 from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS, RunError, run_pipeline
 
 _DEFAULTS = DistillationArguments()
+# Characters in a line where nobody's terminal sets a limit.
+_FILE_WIDTH = 140
 _DATA, _MODELS, _TRAINING, _MEASURING, _RUN = "Data", "Models", "Training", "Measuring", "Run"
 
 app = typer.Typer(
@@ -110,6 +112,9 @@ def run_command(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=_MEASURING)
     ] = _DEFAULTS.calibration_images,
+    benchmark_seconds: Annotated[
+        float, typer.Option(help="Measuring time for each model.", rich_help_panel=_MEASURING)
+    ] = _DEFAULTS.benchmark_seconds,
     registered_name: Annotated[
         str, typer.Option(help="The INT8 model's name in MLflow's registry.", rich_help_panel=_MEASURING)
     ] = _DEFAULTS.registered_name,
@@ -145,6 +150,7 @@ def run_command(
         "seed": seed,
         "evaluation_split": split,
         "calibration_images": calibration_images,
+        "benchmark_seconds": benchmark_seconds,
         "registered_name": registered_name,
     }
     with _failures_in_a_line():
@@ -153,7 +159,7 @@ def run_command(
         from yolo_distill.pipelines.distillation.run import plan_run
 
         signal.signal(signal.SIGTERM, _end_on_signal)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
         plan = plan_run(arguments, output, cached=cache)
         console.print(f"Run [bold]{plan.name}[/]; the log goes to {shown_path(plan.log)}", soft_wrap=True)
         watch = run_pipeline(plan, console, verbose=verbose)

@@ -38,6 +38,7 @@ class DistillationArguments(BaseModel):
         on_error: What to do about mistakes in the data: ``stop``, or ``drop`` what is broken into the report.
         evaluation_split: The split whose mAP is reported.
         calibration_images: Training images that the INT8 model's ranges are taken from.
+        benchmark_seconds: Measuring time for each model.
         registered_name: Name of the model in MLflow's registry.
         work_root: Folder that outlives a killed run, from which unfinished training and teacher answers are taken up.
     """
@@ -60,6 +61,7 @@ class DistillationArguments(BaseModel):
     on_error: Literal["stop", "drop"] = "stop"
     evaluation_split: Literal["train", "val", "test"] = "val"
     calibration_images: int = Field(default=300, ge=1)
+    benchmark_seconds: float = Field(default=6.0, gt=0)
     registered_name: str = Field(default="yolo-distill", min_length=1)
     work_root: str = ""
 

@@ -57,6 +57,7 @@ def distillation(
     on_error: str = _DEFAULTS.on_error,
     evaluation_split: str = _DEFAULTS.evaluation_split,
     calibration_images: int = _DEFAULTS.calibration_images,
+    benchmark_seconds: float = _DEFAULTS.benchmark_seconds,
     registered_name: str = _DEFAULTS.registered_name,
     work_root: str = _DEFAULTS.work_root,
 ) -> None:
@@ -124,7 +125,9 @@ def distillation(
         .outputs["evaluation"]
         for name, model in models.items()
     }
-    measured = benchmark(dataset=dataset, **models).set_display_name("Benchmark").outputs["results"]
+    measured = (
+        benchmark(dataset=dataset, seconds=benchmark_seconds, **models).set_display_name("Benchmark").outputs["results"]
+    )
     compare(**evaluations, benchmark=measured).set_display_name("Compare")
     register_model(
         model=quantized, evaluation=evaluations["quantized"], dataset=dataset, registered_name=registered_name

@@ -15,6 +15,8 @@ from yolo_distill.pipelines.events import RunWatch
 from yolo_distill.pipelines.plan import RunPlan
 
 _LATEST = "latest"
+# Model and runtime; the rest are numbers.
+_TEXT_COLUMNS = 2
 
 
 def publish_results(plan: RunPlan, watch: RunWatch) -> None:
@@ -43,17 +45,23 @@ def show_results(plan: RunPlan, console: Console) -> None:
         console: Where to show them.
     """
     found = summary(read_comparison(plan.folder / "comparison"))
-    table = Table(title="Teacher and students", title_style="bold")
-    for number, column in enumerate(found.columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+    columns = list(zip(found.columns, *found.rows, strict=True))
+    widths = [max(map(len, cells)) for cells in columns]
+    if sum(widths) + len(widths) > console.width:
+        # Words that are broken or cut off cannot be read.
+        widths = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
+    for number, (title, width) in enumerate(zip(found.columns, widths, strict=True)):
+        table.add_column(title, justify="left" if number < _TEXT_COLUMNS else "right", width=width)
     for row in found.rows:
         table.add_row(*row)
     console.print()
     console.print(table)
+    console.print()
     for finding in found.findings:
-        console.print(f"• {finding}", markup=False, highlight=False)
+        console.print(f"• {finding}", markup=False, highlight=False, soft_wrap=True)
     for caveat in found.caveats:
-        console.print(f"! {caveat}", style="yellow", markup=False, highlight=False)
+        console.print(f"! {caveat}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print()
     for label, path in {
         "Table": "table.md",

@@ -29,6 +29,7 @@ TINY = (
     "--batch=8",
     "--views=1",
     "--calibration-images=8",
+    "--benchmark-seconds=1",
 )
 
 
