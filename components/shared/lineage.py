@@ -199,15 +199,16 @@ def create_logged_model(card: ModelCard, folder: Path, run_id: str) -> "LoggedMo
     """
     import mlflow
 
+    run = mlflow.get_run(run_id)
     params = card.model_dump(include={"imgsz", "parameters", "gflops", "architecture", "licence"})
     return mlflow.create_external_model(
         # MLflow refuses some characters in a model's name.
         re.sub("[/:.%\"']", "_", card.name),
         source_run_id=run_id,
-        tags=model_tags(card, folder),
+        tags={**model_tags(card, folder), "mlflow.source.name": run.data.tags["mlflow.source.name"]},
         params={name: str(value) for name, value in params.items()},
         model_type="object-detector",
-        experiment_id=mlflow.get_run(run_id).info.experiment_id,
+        experiment_id=run.info.experiment_id,
     )
 
 
