@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from yolo_distill.components.benchmark.results import Benchmark, Machine
 from yolo_distill.components.evaluate_map.coco import ClassMetrics
 from yolo_distill.components.evaluate_map.evaluation import Evaluation, EvaluationSettings

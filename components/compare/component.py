@@ -1,6 +1,7 @@
 """Kubeflow component: compare."""
 
 from kfp import dsl
+
 from yolo_distill.components.shared.image import CPU_IMAGE
 
 

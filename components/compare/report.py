@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, StrMethodFormatter
+
 from yolo_distill.components.compare.comparison import ComparedModel, Comparison, Role
 from yolo_distill.components.compare.summary import runtime, summary, title
 from yolo_distill.components.evaluate_map.evaluation import PICTURE_NAME

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 from ultralytics.utils.torch_utils import get_flops, get_num_params, strip_optimizer
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.files import new_directory
 from yolo_distill.components.shared.model_card import ModelCard, digest_files, write_card
