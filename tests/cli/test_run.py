@@ -18,6 +18,8 @@ from yolo_distill.components.compare.comparison import read_comparison
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.model_card import read_card
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(sys.executable).parent / "yolo-distill"
 TINY = (
     "--data=digits:train=16,val=8,test=8,size=96",
