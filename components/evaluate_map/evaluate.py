@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from yolo_distill.components.evaluate_map.coco import MAX_DETECTIONS, coco_metrics
 from yolo_distill.components.evaluate_map.evaluation import (
     DETECTIONS_NAME,

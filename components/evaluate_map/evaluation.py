@@ -11,6 +11,7 @@ Layout::
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from yolo_distill.components.evaluate_map.coco import CocoMetrics
 from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
 from yolo_distill.components.shared.detector import Detections
 
 # Weaker detections would cover the image.

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yolo_distill.components.shared.ultralytics_env
+
+import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
+
+# isort: split
 import onnx
 import openvino
 from ultralytics.engine.exporter import Exporter
 
-import yolo_distill.components.shared.detector.openvino_env
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 from yolo_distill.components.export_openvino.artifact import write_converted_card
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
 from yolo_distill.components.prepare_data.dataset import DetectionDataset

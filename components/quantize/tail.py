@@ -1,5 +1,8 @@
 """Finding the part of a detection network that must stay in floating point."""
 
+import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
+
+# isort: split
 import numpy as np
 import openvino
 
@@ -8,8 +11,8 @@ def decoding_tail(model: openvino.Model) -> list[str]:
     """Return the operations that turn predictions into boxes and scores.
 
     These are all that follow the head's last learned convolutions: DFL's softmax and expectation, the distances'
-    addition to the anchor points, the sigmoid of the scores, reshapes and concatenations. One integer scale for a tensor
-    that holds both boxes (up to hundreds of pixels) and scores (up to 1) would round every score to zero.
+    addition to the anchor points, the sigmoid of the scores, reshapes and concatenations. One integer scale for both
+    boxes (up to hundreds of pixels) and scores (up to 1) would round every score to zero.
 
     Args:
         model: A YOLO detection network with one output.

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
+
+# isort: split
 import numpy as np
 import openvino
 from openvino import properties
