@@ -8,7 +8,8 @@ import textwrap
 import time
 from contextlib import suppress
 from io import BufferedReader
-from typing import IO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 from rich.console import Console
@@ -60,33 +61,35 @@ def run_pipeline(plan: RunPlan, console: Console, *, verbose: bool = False) -> R
     plan.save()
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     watch = RunWatch(plan.events, task_titles(plan.pipeline))
-    with plan.log.open("wb") as log:
-        process = _start(plan, log)
-    try:
-        with plan.log.open("rb") as log, run_display(watch, console) as display:
-            running = True
-            while running:
-                running = _still_running(process)
-                if verbose:
-                    _echo(log, console)
-                display.update(watch.poll())
-    finally:
-        _end(process)
+    # KFP leaves a temporary folder behind for every task.
+    with TemporaryDirectory(prefix="yolo-distill-", ignore_cleanup_errors=True) as scratch:
+        process = _start(plan, Path(scratch))
+        try:
+            with plan.log.open("rb") as log, run_display(watch, console) as display:
+                running = True
+                while running:
+                    running = _still_running(process)
+                    if verbose:
+                        _echo(log, console)
+                    display.update(watch.poll())
+        finally:
+            _end(process)
     if process.returncode != 0:
         raise _run_error(watch, plan, process.returncode)
     return watch
 
 
-def _start(plan: RunPlan, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    # A session of its own: Ctrl-C reaches this process alone, which then ends all of that session at once.
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "yolo_distill.pipelines.local_run", str(plan.file)],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        cwd=plan.folder,
-    )
+def _start(plan: RunPlan, scratch: Path) -> "subprocess.Popen[bytes]":
+    with plan.log.open("wb") as log:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends all of that session at once.
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "yolo_distill.pipelines.local_run", str(plan.file)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
 
 
 def _still_running(process: "subprocess.Popen[bytes]") -> bool:

@@ -31,9 +31,9 @@ def _own_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def _run(plan: RunPlan) -> tuple[dict[str, str], str]:
+def _run(plan: RunPlan, verbose: bool = False) -> tuple[dict[str, str], str]:
     shown = io.StringIO()
-    watch = run_pipeline(plan, Console(file=shown, width=120))
+    watch = run_pipeline(plan, Console(file=shown, width=120), verbose=verbose)
     return {name: task.state for name, task in watch.tasks.items()}, shown.getvalue()
 
 
@@ -75,10 +75,12 @@ def test_results_that_were_removed_are_made_again(output: Path, first: RunPlan, 
     assert _run(plan_throwaway(output, count=4))[0] == {"make": "done", "use": "done"}
 
 
-def test_nothing_is_taken_over_when_the_cache_is_refused(
+def test_nothing_is_taken_over_when_the_cache_is_refused_and_a_verbose_run_shows_the_log(
     output: Path, first: RunPlan, plan_throwaway: PlanThrowaway
 ) -> None:
-    assert _run(plan_throwaway(output, count=4, cached=False))[0] == {"make": "done", "use": "done"}
+    states, shown = _run(plan_throwaway(output, count=4, cached=False), verbose=True)
+    assert states == {"make": "done", "use": "done"}
+    assert shown.index("Executing task 'make'") < shown.index("Executing task 'use'")
 
 
 def test_bad_input_is_told_in_the_steps_own_words(output: Path, plan_throwaway: PlanThrowaway) -> None:
