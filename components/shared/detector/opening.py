@@ -35,7 +35,7 @@ def open_detector(folder: Path, threads: int | None = None) -> Detector:
         raise
     except Exception as error:  # each runtime has exceptions of its own, without a common base
         raise InputError(
-            folder / card.file, f"cannot be run as a {card.format} model: {_first_line(error)}", _REMEDY
+            folder / card.file, f"cannot be run in {card.format} format: {_first_line(error)}", _REMEDY
         ) from error
     channels = 4 + len(card.classes)
     if output.ndim != 3 or output.shape[:2] != (1, channels):
