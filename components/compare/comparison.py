@@ -35,6 +35,7 @@ class ComparedModel(BaseModel):
         format: The runtime that ran it.
         precision: Numeric precision.
         digest: SHA-256 of the model file.
+        imgsz: Side of the square network input in pixels.
         parameters: Number of weights of the unfused network.
         gflops: Cost of one image in 10^9 floating point operations.
         size_bytes: Size of the model's files.
@@ -55,6 +56,7 @@ class ComparedModel(BaseModel):
     format: ModelFormat
     precision: Precision
     digest: str
+    imgsz: int
     parameters: int
     gflops: float
     size_bytes: int
@@ -195,7 +197,7 @@ def _compared(role: Role, evaluation: Evaluation, benchmark: Benchmark) -> Compa
         raise InputError(f"evaluation of {role}", "has no mAP", "Evaluate on a split with labelled boxes")
     return ComparedModel(
         role=role,
-        **evaluation.model.model_dump(exclude={"imgsz"}),
+        **evaluation.model.model_dump(),
         size_bytes=entry.size_bytes,
         map=evaluation.map,
         map50=evaluation.map50,
