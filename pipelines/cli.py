@@ -15,7 +15,7 @@ from rich.text import Text
 
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.display import shown_path
-from yolo_distill.pipelines.distillation.arguments import DistillationArguments, checked_arguments
+from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments, checked_arguments
 from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS, RunError, run_pipeline
 
 _DEFAULTS = DistillationArguments()
@@ -48,6 +48,11 @@ def _main(
     """Options of the program itself."""
 
 
+def _default(name: str) -> str:
+    """Return how the help shows a default that depends on the data."""
+    return f"{OWN_DATA_DEFAULTS[name] or 'none'}; for digits {getattr(_DEFAULTS, name)}"
+
+
 @app.command("run")
 def run_command(
     data: Annotated[
@@ -72,37 +77,72 @@ def run_command(
         ),
     ] = _DEFAULTS.on_error,
     teacher: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Model YAML to train from scratch, such as yolov8m.yaml, or a .pt checkpoint: used as it is when its"
             " classes are those of the data, else fine-tuned.",
             rich_help_panel=_MODELS,
+            show_default=_default("teacher_model"),
         ),
-    ] = _DEFAULTS.teacher_model,
+    ] = None,
     student: Annotated[
-        str, typer.Option(help="Model YAML or .pt checkpoint that the student starts from.", rich_help_panel=_MODELS)
-    ] = _DEFAULTS.student_model,
+        str | None,
+        typer.Option(
+            help="Model YAML or .pt checkpoint that the student starts from.",
+            rich_help_panel=_MODELS,
+            show_default=_default("student_model"),
+        ),
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=_TRAINING)
     ] = _DEFAULTS.recipe,
     epochs: Annotated[
-        int, typer.Option(help="Passes over the data for both students.", rich_help_panel=_TRAINING)
-    ] = _DEFAULTS.epochs,
+        int | None,
+        typer.Option(
+            help="Passes over the data for both students.", rich_help_panel=_TRAINING, show_default=_default("epochs")
+        ),
+    ] = None,
     teacher_epochs: Annotated[
-        int, typer.Option(help="Passes over the data for the teacher.", rich_help_panel=_TRAINING)
-    ] = _DEFAULTS.teacher_epochs,
+        int | None,
+        typer.Option(
+            help="Passes over the data for the teacher.",
+            rich_help_panel=_TRAINING,
+            show_default=_default("teacher_epochs"),
+        ),
+    ] = None,
     imgsz: Annotated[
-        int,
-        typer.Option(help="Side of the network's input in pixels, a multiple of 32.", rich_help_panel=_TRAINING),
-    ] = _DEFAULTS.imgsz,
+        int | None,
+        typer.Option(
+            help="Side of the network's input in pixels, a multiple of 32.",
+            rich_help_panel=_TRAINING,
+            show_default=_default("imgsz"),
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images a training step.", rich_help_panel=_TRAINING)] = _DEFAULTS.batch,
     views: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Augmented views of each image that the teacher answers; the epochs take turns with them.",
             rich_help_panel=_TRAINING,
+            show_default=_default("views"),
         ),
-    ] = _DEFAULTS.views,
+    ] = None,
+    closed_views: Annotated[
+        int | None,
+        typer.Option(
+            help="The same without mosaic, for the last epochs.",
+            rich_help_panel=_TRAINING,
+            show_default=_default("closed_views"),
+        ),
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(
+            help="Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.",
+            rich_help_panel=_TRAINING,
+            show_default=_default("augmentation"),
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of splits, weights and image order.", rich_help_panel=_TRAINING)
     ] = _DEFAULTS.seed,
@@ -147,6 +187,8 @@ def run_command(
         "imgsz": imgsz,
         "batch": batch,
         "views": views,
+        "closed_views": closed_views,
+        "augmentation": augmentation,
         "seed": seed,
         "evaluation_split": split,
         "calibration_images": calibration_images,

@@ -32,6 +32,8 @@ class DistillationArguments(BaseModel):
         imgsz: Side of the square network input in pixels.
         batch: Images a training step.
         views: How many augmented views of each image the teacher answers; epochs take turns with them.
+        closed_views: The same without mosaic, for the last epochs.
+        augmentation: Ultralytics' augmentation hyperparameters that differ from its defaults.
         seed: Seed of splits, weights and image order.
         val_fraction: Share of the images for validation where the source has no splits of its own.
         test_fraction: The same for testing.
@@ -48,13 +50,16 @@ class DistillationArguments(BaseModel):
     source: str = "digits"
     source_digest: str = ""
     teacher_model: str = "yolov8s.yaml"
-    student_model: str = "yolov8n.yaml"
+    student_model: str = "yolov8p.yaml"
     recipe: str = "default"
     epochs: int = Field(default=30, ge=1)
     teacher_epochs: int = Field(default=30, ge=1)
-    imgsz: int = Field(default=320, ge=32, multiple_of=32)
+    imgsz: int = Field(default=160, ge=32, multiple_of=32)
     batch: int = Field(default=16, ge=1)
     views: int = Field(default=8, ge=1)
+    closed_views: int = Field(default=4, ge=1)
+    # A mirrored digit is another sign.
+    augmentation: str = "fliplr=0"
     seed: int = Field(default=0, ge=0)
     val_fraction: float = Field(default=0.15, gt=0, lt=1)
     test_fraction: float = Field(default=0.15, ge=0, lt=1)
@@ -72,11 +77,24 @@ class DistillationArguments(BaseModel):
         return self
 
 
+# What takes the place of the defaults above where the data are a user's own.
+OWN_DATA_DEFAULTS: dict[str, object] = {
+    "teacher_model": "yolov8m.yaml",
+    "student_model": "yolov8n.yaml",
+    "epochs": 100,
+    "teacher_epochs": 100,
+    "imgsz": 640,
+    "views": 16,
+    "closed_views": 8,
+    "augmentation": "",
+}
+
+
 def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     """Check everything about the arguments that can be told without opening data or models.
 
     Args:
-        values: Arguments by name.
+        values: Arguments by name; those that are ``None`` get the default for the data at hand.
 
     Returns:
         The arguments, paths made absolute.
@@ -84,6 +102,8 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     Raises:
         InputError: A value is out of range, or names something that does not exist.
     """
+    own = {} if _is_digits(str(values.get("source", "digits"))) else OWN_DATA_DEFAULTS
+    values = {**own, **{name: value for name, value in values.items() if value is not None}}
     try:
         arguments = DistillationArguments.model_validate(values)
     except ValidationError as error:
@@ -113,8 +133,12 @@ def option_name(argument: str) -> str:
     return "--" + renamed.get(argument, argument).replace("_", "-")
 
 
+def _is_digits(source: str) -> bool:
+    return source.partition(":")[0] == "digits"
+
+
 def _check_source(source: str) -> str:
-    if source.partition(":")[0] == "digits":
+    if _is_digits(source):
         return source
     if "://" in source:
         if urlsplit(source).password:

@@ -51,6 +51,8 @@ def distillation(
     imgsz: int = _DEFAULTS.imgsz,
     batch: int = _DEFAULTS.batch,
     views: int = _DEFAULTS.views,
+    closed_views: int = _DEFAULTS.closed_views,
+    augmentation: str = _DEFAULTS.augmentation,
     seed: int = _DEFAULTS.seed,
     val_fraction: float = _DEFAULTS.val_fraction,
     test_fraction: float = _DEFAULTS.test_fraction,
@@ -80,18 +82,34 @@ def distillation(
             imgsz=imgsz,
             batch=batch,
             seed=seed,
+            augmentation=augmentation,
             work_root=work_root,
         )
         .set_display_name("Train the teacher")
         .outputs["teacher"]
     )
     cache = (
-        teacher_cache_logits(dataset=dataset, teacher=teacher, imgsz=imgsz, views=views, work_root=work_root)
+        teacher_cache_logits(
+            dataset=dataset,
+            teacher=teacher,
+            imgsz=imgsz,
+            views=views,
+            closed_views=closed_views,
+            augmentation=augmentation,
+            work_root=work_root,
+        )
         .set_display_name("Cache the teacher's answers")
         .outputs["cache"]
     )
 
-    training = {"model": student_model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    training = {
+        "model": student_model,
+        "epochs": epochs,
+        "imgsz": imgsz,
+        "batch": batch,
+        "seed": seed,
+        "augmentation": augmentation,
+    }
     plain = (
         distill_train(dataset=dataset, name="plain", work_root=work_root, **training)
         .set_display_name("Train the student plainly")
