@@ -41,7 +41,7 @@ def _environment() -> dict[str, str]:
 
 def _run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [PROGRAM, "run", *TINY, *arguments], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=400
+        [PROGRAM, "run", *TINY, *arguments], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=900
     )
 
 
