@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from yolo_distill.components.benchmark import worker
-from yolo_distill.components.benchmark.machine import Disturbance, describe_machine, usable_cores
+from yolo_distill.components.benchmark.machine import Disturbance, describe_machine
 from yolo_distill.components.benchmark.results import Benchmark, BenchmarkEntry, Latency, write_benchmark
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, Split
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory
 from yolo_distill.components.shared.lineage import model_digest

@@ -1,6 +1,5 @@
 """Describes the machine that a benchmark runs on."""
 
-import math
 import os
 import platform
 from collections.abc import Iterable
@@ -34,19 +33,6 @@ def describe_machine(threads: int) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         versions={"python": platform.python_version()} | library_versions(),
     )
-
-
-def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many cores this process may use, by its affinity and by its container's limit.
-
-    Args:
-        quota_file: Where the kernel tells the limit, in microseconds of core time per microseconds.
-    """
-    cores = len(os.sched_getaffinity(0))
-    if not quota_file.is_file():
-        return cores
-    quota, period = quota_file.read_text(encoding="ascii").split()
-    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 class Disturbance:

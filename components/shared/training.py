@@ -5,7 +5,6 @@ Validation, EMA, optimiser, learning-rate schedule, warm-up, gradient clipping a
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_loa
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelCard
@@ -174,6 +174,8 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
             }
         )
         self.args.workers = _loader_workers()
+        # Ultralytics leaves one core out, which on a machine of two is half of it.
+        torch.set_num_threads(usable_cores())
         self._validation_interval = max(1, round(settings.epochs / _VALIDATIONS))
         self.add_callback("on_train_start", ViewTrainer._align_sampler)
         self.add_callback("on_train_epoch_end", ViewTrainer._decide_validation)
@@ -362,5 +364,5 @@ def _to_float32(outputs: Any) -> Any:
 
 def _loader_workers() -> int:
     """Return how many loader processes pay off: none on few cores, where they take time from the network."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return 0 if cores <= 2 else min(8, cores // 2)

@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
 
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -75,6 +76,7 @@ class Teacher:
         if self.card.format != "pytorch":
             raise InputError(folder, f"is a model for {self.card.format}", "Give a PyTorch model as the teacher")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.set_num_threads(usable_cores())
         network: DetectionModel = load_network(folder / self.card.file)
         head = network.model[-1]
         if getattr(head, "end2end", False) or not head.dfl or head.reg_max == 1:

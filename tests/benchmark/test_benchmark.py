@@ -8,9 +8,10 @@ import pytest
 
 from tests.benchmark.models import five_benchmark
 from yolo_distill.components.benchmark.benchmark import benchmark
-from yolo_distill.components.benchmark.machine import Disturbance, describe_machine, usable_cores
+from yolo_distill.components.benchmark.machine import Disturbance, describe_machine
 from yolo_distill.components.benchmark.results import Benchmark, read_benchmark
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.errors import InputError
 
 

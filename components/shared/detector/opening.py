@@ -1,11 +1,11 @@
 """Opening a model artifact with the runtime that its format needs."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.detections import Detector
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -29,7 +29,7 @@ def open_detector(folder: Path, threads: int | None = None) -> Detector:
     """
     card = read_card(folder)
     try:
-        detector = _open(folder, card, threads or len(os.sched_getaffinity(0)))
+        detector = _open(folder, card, threads or usable_cores())
         output = detector.infer(np.zeros((1, 3, card.imgsz, card.imgsz), np.float32))
     except InputError:
         raise
