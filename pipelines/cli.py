@@ -105,7 +105,7 @@ def run_command(
     teacher_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the data for the teacher.",
+            help="Passes over the data for the teacher; 0 to take a checkpoint as it is or refuse it.",
             rich_help_panel=_TRAINING,
             show_default=_default("teacher_epochs"),
         ),

@@ -30,7 +30,7 @@ def train_teacher(  # noqa: ANN201
         metrics: Parameters, GFLOPs and the last validation of the training.
         curves: Losses and validation mAP over the epochs.
         model: A stock model YAML such as yolov8x.yaml, or the path of a .yaml or .pt file.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split; 0 to take a checkpoint as it is or refuse it.
         imgsz: Side of the square input in pixels, a multiple of 32.
         batch: Images a step.
         seed: Seed of initial weights, augmentation order and image order.
@@ -57,8 +57,10 @@ def train_teacher(  # noqa: ANN201
     with task_run("train-teacher", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
-        settings = train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation)
-        result = train_teacher(data, model, settings, Path(teacher.path), Path(work_root) if work_root else None)
+        # Without epochs the settings serve for the size alone.
+        settings = train_settings(epochs=epochs or 1, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation)
+        root = Path(work_root) if work_root else None
+        result = train_teacher(data, model, settings, Path(teacher.path), root, may_train=epochs != 0)
         write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
         for record in result.history:
             run.log_metrics(record, step=int(record["epoch"]))

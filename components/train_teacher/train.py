@@ -5,6 +5,7 @@ from pathlib import Path
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
+from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard
 from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, resolve_model, training_folder
@@ -30,6 +31,8 @@ def train_teacher(
     settings: TrainSettings,
     target: Path,
     work_root: Path | None = None,
+    *,
+    may_train: bool = True,
 ) -> TeacherResult:
     """Make a teacher for a dataset.
 
@@ -42,19 +45,28 @@ def train_teacher(
         settings: Length, size, seed and optimiser of the training.
         target: Where the model artifact goes.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
+        may_train: Whether the teacher is trained where it does not fit as it is.
 
     Returns:
         The teacher.
 
     Raises:
-        InputError: There is no such model, or it holds no detection network.
+        InputError: There is no such model, it holds no detection network, or it would have to be trained and may not.
     """
     source = resolve_model(model)
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs)}
     architecture = Path(model).name
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
-        if checkpoint_classes(Path(source)) == dataset.classes:
+        known = checkpoint_classes(Path(source))
+        if known != dataset.classes and not may_train:
+            raise InputError(
+                model,
+                f"its {len(known)} classes ({', '.join(known[:3])}, ...) are not the data's "
+                f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)",
+                "Give it epochs to be fine-tuned in, or give a teacher of the data's classes, in their order",
+            )
+        if known == dataset.classes:
             del lineage["seed"], lineage["epochs"]
             card = write_checkpoint_artifact(
                 target,
@@ -65,6 +77,8 @@ def train_teacher(
                 lineage=lineage,
             )
             return TeacherResult(card, [])
+    elif not may_train:
+        raise InputError(model, "has no weights and is given no epochs", "Give it epochs, or give a checkpoint")
     with training_folder(work_root, target, [lineage, architecture, settings.model_dump()]) as folder:
         trainer = ViewTrainer(dataset, settings, source, folder)
         trainer.train()

@@ -28,7 +28,7 @@ class DistillationArguments(BaseModel):
         student_model: Likewise for the student.
         recipe: Distillation recipe by name, or path of a recipe file.
         epochs: Passes over the training images for the students.
-        teacher_epochs: The same for the teacher.
+        teacher_epochs: The same for the teacher; 0 to take a checkpoint as it is or refuse it.
         imgsz: Side of the square network input in pixels.
         batch: Images a training step.
         views: How many augmented views of each image the teacher answers; epochs take turns with them.
@@ -53,7 +53,7 @@ class DistillationArguments(BaseModel):
     student_model: str = "yolov8p.yaml"
     recipe: str = "default"
     epochs: int = Field(default=30, ge=1)
-    teacher_epochs: int = Field(default=30, ge=1)
+    teacher_epochs: int = Field(default=30, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
     batch: int = Field(default=16, ge=1)
     views: int = Field(default=8, ge=1)

@@ -48,6 +48,20 @@ def test_a_checkpoint_with_other_classes_is_fine_tuned(
     assert torch.nn.functional.cosine_similarity(pretrained.flatten(), tuned.flatten(), dim=0) > 0.9
 
 
+@pytest.mark.parametrize("model", ["checkpoint", "yolov8n.yaml"])
+def test_a_teacher_that_may_not_be_trained_must_fit(
+    tmp_path: Path, digits: DetectionDataset, teacher_dir: Path, model: str
+) -> None:
+    if model == "checkpoint":
+        checkpoint = torch.load(teacher_dir / "model.pt", weights_only=False)
+        checkpoint["model"].names = {index: f"animal {index}" for index in range(10)}
+        model = str(tmp_path / "animals.pt")
+        torch.save(checkpoint, model)
+    with pytest.raises(InputError, match=r"animal 0, animal 1.*are not the data's|has no weights"):
+        train_teacher(digits, model, SETTINGS, tmp_path / "teacher", may_train=False)
+    assert not (tmp_path / "teacher").exists()
+
+
 def test_the_same_seed_gives_the_same_teacher(tmp_path: Path, digits: DetectionDataset) -> None:
     losses = [
         train_teacher(digits, "yolov8n.yaml", SETTINGS, tmp_path / name).history[0]["train/box_loss"]
