@@ -49,11 +49,11 @@ class DistillationArguments(BaseModel):
 
     source: str = "digits"
     source_digest: str = ""
-    teacher_model: str = "yolov8s.yaml"
+    teacher_model: str = "yolov8n.yaml"
     student_model: str = "yolov8p.yaml"
     recipe: str = "default"
     epochs: int = Field(default=30, ge=1)
-    teacher_epochs: int = Field(default=30, ge=0)
+    teacher_epochs: int = Field(default=35, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
     batch: int = Field(default=16, ge=1)
     views: int = Field(default=8, ge=1)
