@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,15 +99,17 @@ def impatience() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def pipeline_run(client: "MlflowClient", experiment_id: str, pipeline_run_id: str) -> "Run":
+def pipeline_run(
+    client: "MlflowClient", experiment_id: str, pipeline_run_id: str, contention_seconds: float = 0
+) -> "Run":
     """Find the MLflow run of a pipeline run, which is the parent of its tasks' runs, or make it.
-
-    Two tasks that make it at once agree on the older one.
 
     Args:
         client: Client of the tracking store.
         experiment_id: The experiment that holds the pipeline's runs.
         pipeline_run_id: Identity of the pipeline run, as Kubeflow Pipelines knows it.
+        contention_seconds: How long to look out for others that make it at the same time, so that all agree on one of
+            them. Tasks have to, who launches the pipeline does not.
 
     Returns:
         The parent run.
@@ -118,10 +121,11 @@ def pipeline_run(client: "MlflowClient", experiment_id: str, pipeline_run_id: st
         tags={PIPELINE_RUN_ID_TAG: pipeline_run_id},
         run_name=os.environ.get(PIPELINE_RUN_NAME_VARIABLE) or f"pipeline {pipeline_run_id}",
     )
-    oldest = _pipeline_runs(client, experiment_id, pipeline_run_id)[0]
-    if oldest.info.run_id != own.info.run_id:
+    time.sleep(contention_seconds)
+    first = _pipeline_runs(client, experiment_id, pipeline_run_id)[0]
+    if first.info.run_id != own.info.run_id:
         client.delete_run(own.info.run_id)
-    return oldest
+    return first
 
 
 def settle_pipeline_run(client: "MlflowClient", parent: "Run") -> None:

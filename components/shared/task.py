@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mlflow import ActiveRun, MlflowClient
     from mlflow.entities import Run
 
+# The first tasks of a pipeline start at once, and one's run becomes visible to the other within this time.
+_CONTENTION_SECONDS = 2.0
+
 
 class TaskRun:
     """Records what a task does.
@@ -179,7 +182,7 @@ def _parent(client: "MlflowClient", experiment_id: str) -> "Run | None":
     pipeline_run_id = environ.get(lineage.PIPELINE_RUN_ID_VARIABLE)
     if not pipeline_run_id:
         return None
-    parent = lineage.pipeline_run(client, experiment_id, pipeline_run_id)
+    parent = lineage.pipeline_run(client, experiment_id, pipeline_run_id, _CONTENTION_SECONDS)
     client.update_run(parent.info.run_id, status="RUNNING")
     return parent
 

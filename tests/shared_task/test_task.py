@@ -4,7 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -46,6 +48,7 @@ def test_tasks_of_a_pipeline_run_hang_below_one_parent(on_server: str, monkeypat
     assert [task.wait() for task in tasks] == [0, 0]
     with task_run("evaluate-map", "teacher", {"split": "val"}):
         assert runs()["digits"].info.status == "RUNNING"
+    assert len(mlflow.search_runs(filter_string="attributes.run_name = 'digits'", search_all_experiments=True)) == 1
     tree = runs()
     parent = tree.pop("digits")
     assert set(tree) == {"one", "two", "evaluate-map teacher"}
@@ -58,6 +61,20 @@ def test_tasks_of_a_pipeline_run_hang_below_one_parent(on_server: str, monkeypat
     assert child.data.tags["yolo_distill.step"] == "evaluate-map"
     assert child.data.tags["yolo_distill.subject"] == "teacher"
     assert child.data.tags["version.mlflow"] == mlflow.__version__
+
+
+def test_tasks_that_start_at_once_agree_on_the_parent(on_server: str) -> None:
+    client, experiment = lineage.connect()
+    together = threading.Barrier(6)
+
+    def join(_: int) -> str:
+        together.wait()
+        return str(lineage.pipeline_run(client, experiment, "run-6", contention_seconds=2).info.run_id)
+
+    with ThreadPoolExecutor(6) as threads:
+        joined = set(threads.map(join, range(6)))
+    assert joined == {run.info.run_id for run in client.search_runs([experiment])}
+    assert len(joined) == 1
 
 
 def test_a_task_takes_up_the_run_that_kubeflow_made(on_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
