@@ -52,8 +52,8 @@ class DistillationArguments(BaseModel):
     teacher_model: str = "yolov8n.yaml"
     student_model: str = "yolov8p.yaml"
     recipe: str = "default"
-    epochs: int = Field(default=30, ge=1)
-    teacher_epochs: int = Field(default=35, ge=0)
+    epochs: int = Field(default=25, ge=1)
+    teacher_epochs: int = Field(default=25, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
     batch: int = Field(default=16, ge=1)
     views: int = Field(default=8, ge=1)
