@@ -17,7 +17,6 @@ from yolo_distill.components.prepare_data.dataset import DetectionDataset, Split
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory
-from yolo_distill.components.shared.lineage import model_digest
 from yolo_distill.components.shared.model_card import ModelCard, read_card
 from yolo_distill.components.shared.progress import report_progress
 
@@ -154,7 +153,7 @@ def _entry(folder: Path, card: ModelCard, values: Mapping[str, list[Any]]) -> Be
     end_to_end, network = (np.concatenate(values[name]) for name in ("end_to_end", "network"))
     return BenchmarkEntry(
         **card.model_dump(include={"name", "format", "precision", "imgsz", "parameters", "gflops"}),
-        digest=model_digest(card),
+        digest=card.digest,
         size_bytes=_model_size(folder / card.file),
         peak_memory_bytes=values["peak_memory_bytes"][-1],
         end_to_end=_latency(end_to_end),

@@ -228,7 +228,7 @@ def _teacher_lineage(
     if isinstance(teacher, OnlineTeacher):
         card = teacher.teacher.card
         require_classes(Path(card.architecture), card, dataset.classes)
-        return {"teacher": card.digests[card.file]}
+        return {"teacher": card.digest}
     if isinstance(teacher, OriginalAnswers):
         if recipe.needs_same_view:
             raise InputError(

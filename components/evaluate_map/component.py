@@ -36,6 +36,7 @@ def evaluate_map(  # noqa: ANN201
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="evaluation")
         result = evaluate(data, Path(model.path), split, Path(evaluation.path))
+        run.use_model(Path(model.path))
         run.log_metrics(result.metrics)
         run.set_tags({"model": result.model.name, "model_digest": result.model.digest})
         run.log_artifact(Path(evaluation.path) / PICTURE_NAME)

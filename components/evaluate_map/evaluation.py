@@ -53,7 +53,7 @@ class EvaluatedModel(BaseModel):
     def of(cls, card: ModelCard) -> "EvaluatedModel":
         """Summarise a model card."""
         shared = card.model_dump(include=set(cls.model_fields) - {"digest"})
-        return cls(**shared, digest=card.digests[card.file])
+        return cls(**shared, digest=card.digest)
 
 
 class EvaluationSettings(BaseModel):

@@ -37,7 +37,7 @@ def write_converted_card(
             "precision": precision,
             "file": file,
             "digests": digest_files(folder),
-            "lineage": {**parent.lineage, "parent": parent.digests[parent.file], **lineage},
+            "lineage": {**parent.lineage, "parent": parent.digest, **lineage},
         }
     )
     write_card(folder, card)

@@ -36,6 +36,7 @@ def export_openvino(  # noqa: ANN201
         result = export(data, Path(model.path), Path(onnx.path), Path(openvino.path))
         parity = {**result.onnx_parity.metrics("onnx"), **result.openvino_parity.metrics("openvino")}
         run.log_metrics(parity)
+        run.log_model(Path(onnx.path))
         run.log_model(Path(openvino.path))
     onnx.metadata.update(result.onnx.model_dump(include={"name", "format", "precision"}))
     openvino.metadata.update(result.openvino.model_dump(include={"name", "format", "precision"}))

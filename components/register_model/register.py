@@ -60,7 +60,7 @@ def register(
         uri=f"models:/{registered_name}/{version.version}",
         source=source,
         run_id=run.run_id,
-        digest=lineage.model_digest(card),
+        digest=card.digest,
         aliases=_set_aliases(client, registered_name, str(version.version)),
     )
     with new_directory(output) as folder:
@@ -70,7 +70,7 @@ def register(
 
 def _require_match(card: ModelCard, measured: Evaluation, dataset: DetectionDataset, evaluation: Path) -> None:
     remedy = "Give the evaluation of this very model on this very dataset"
-    if measured.model.digest != lineage.model_digest(card):
+    if measured.model.digest != card.digest:
         raise InputError(evaluation, "is of another model", remedy)
     if measured.dataset != dataset.digest:
         raise InputError(evaluation, "was made on another dataset", remedy)

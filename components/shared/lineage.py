@@ -165,11 +165,6 @@ def library_versions() -> dict[str, str]:
     return {name: version for name in LIBRARIES if (version := _version(name))}
 
 
-def model_digest(card: ModelCard) -> str:
-    """Return the digest by which lineage knows a model: that of the file its runtime opens."""
-    return card.digests[card.file]
-
-
 def model_tags(card: ModelCard, folder: Path) -> dict[str, str]:
     """Return tags that identify a model and lead to what it was made from.
 
@@ -259,7 +254,7 @@ def metric_name(name: str) -> str:
 
 def _digest_tags(card: ModelCard) -> dict[str, str]:
     files = {f"{MODEL_DIGEST_TAG}.{file}": digest for file, digest in card.digests.items()}
-    return {MODEL_DIGEST_TAG: model_digest(card), **files}
+    return {MODEL_DIGEST_TAG: card.digest, **files}
 
 
 def _experiment_id(client: "MlflowClient", uri: str) -> str:

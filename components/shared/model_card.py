@@ -4,6 +4,8 @@ Every step that makes a model writes such a folder and every step that takes one
 digests of the model's files, which are checked whenever the folder is opened.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +59,13 @@ class ModelCard(BaseModel):
     )
     lineage: dict[str, str] = Field(default_factory=dict)
     licence: str = "AGPL-3.0"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that stands for the model: its only file's, or one over the digests of all of its files."""
+        if len(self.digests) == 1:
+            return self.digests[self.file]
+        return hashlib.sha256(json.dumps(self.digests, sort_keys=True).encode()).hexdigest()
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

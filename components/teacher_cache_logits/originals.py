@@ -87,7 +87,7 @@ def build_originals(dataset: DetectionDataset, teacher_folder: Path, imgsz: int,
         save_file({"boxes": torch.cat(boxes), "scores": torch.cat(scores), "offsets": offsets}, file)
         manifest = OriginalsManifest(
             dataset=dataset.digest,
-            teacher=teacher.card.digests[teacher.card.file],
+            teacher=teacher.card.digest,
             teacher_name=teacher.card.architecture,
             imgsz=imgsz,
             images=len(records),

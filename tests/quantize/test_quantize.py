@@ -48,7 +48,7 @@ def test_the_card_tells_what_was_measured_on(int8, fp32, digits):
     parent = read_card(fp32)
     assert read_card(folder) == card
     assert (card.name, card.format, card.precision) == (parent.name.replace("openvino", "int8"), "openvino", "int8")
-    assert card.lineage["parent"] == parent.digests["model.xml"]
+    assert card.lineage["parent"] == parent.digest
     assert (card.lineage["calibration_images"], card.lineage["calibration_seed"]) == ("12", "3")
     assert card.lineage["calibration_dataset"] == digits.digest
     drawn = json.loads((folder / "calibration.json").read_text())
