@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
         (["--data", "https://me:secret@host/data.zip"], "--data https://host/data.zip: the address carries a password"),
         (["--imgsz", "100"], "--imgsz 100: it should be a multiple of 32"),
         (["--epochs", "0"], "--epochs 0: it should be greater than or equal to 1"),
-        (["--teacher-epochs", "-3"], "--teacher-epochs -3: it should be greater than or equal to 1"),
+        (["--teacher-epochs", "-3"], "--teacher-epochs -3: it should be greater than or equal to 0"),
         (["--batch", "0"], "--batch 0: it should be greater than or equal to 1"),
         (["--val-fraction", "1.5"], "--val-fraction 1.5: it should be less than 1"),
         (["--val-fraction", "0.6", "--test-fraction", "0.5"], "together with --test-fraction it leaves no image"),
