@@ -57,7 +57,6 @@ def test_points_that_labels_can_be_assigned_to_are_kept(digits: DetectionDataset
     more = teacher.select(answers, batch, AnswerFormat(top_k=1, assigner_top_k=20))
     boxes = torch.bincount(batch["batch_idx"].long(), minlength=8)
     assert (few.sum(1) > 1).all()
-    assert (more | few).equal(more)
     assert (more.sum(1) <= 1 + 20 * boxes).all()
     empty = {**batch, "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
     assert (teacher.select(answers, empty, AnswerFormat(top_k=1)).sum(1) == 1).all()
