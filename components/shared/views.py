@@ -8,7 +8,6 @@ on exactly that view later, in any order and with any number of workers; consist
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator
 from copy import copy
@@ -378,11 +377,6 @@ class ViewSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: loaders prefetch across the epoch's end, so the sampler counts by itself."""
-
-
-def view_digest(dataset_digest: str, fingerprint: dict[str, str]) -> str:
-    """Return one digest of everything that views depend on."""
-    return hashlib.sha256(json.dumps([dataset_digest, fingerprint], sort_keys=True).encode()).hexdigest()
 
 
 class _seeded:
