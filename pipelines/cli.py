@@ -161,6 +161,14 @@ def run_command(
     output: Annotated[Path, typer.Option(help="Folder for everything that is made.", rich_help_panel=_RUN)] = Path(
         "runs"
     ),
+    cache_root: Annotated[
+        str,
+        typer.Option(
+            help="Folder or s3:// address where the teacher's answers are kept for all runs.",
+            rich_help_panel=_RUN,
+            show_default="within the output folder",
+        ),
+    ] = _DEFAULTS.cache_root,
     cache: Annotated[
         bool,
         typer.Option("--cache/--no-cache", help="Take over what earlier runs have made.", rich_help_panel=_RUN),
@@ -194,6 +202,7 @@ def run_command(
         "calibration_images": calibration_images,
         "benchmark_seconds": benchmark_seconds,
         "registered_name": registered_name,
+        "cache_root": cache_root,
     }
     with _failures_in_a_line():
         arguments = checked_arguments(values)

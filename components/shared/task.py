@@ -63,7 +63,14 @@ class TaskRun:
             name=origin.rstrip("/").rpartition("/")[2],
             digest=digest[: lineage.DATASET_DIGEST_LENGTH],
         )
-        mlflow.log_input(entry, context=context, tags={"digest": digest, "origin": origin[:500]})
+        tags = {"digest": digest, "origin": origin[:500]}
+        try:
+            mlflow.log_input(entry, context=context, tags=tags)
+        except mlflow.MlflowException as error:
+            if "constraint" not in str(error):
+                raise
+            # A task at the same time was the first to record this dataset; now it is found.
+            mlflow.log_input(entry, context=context, tags=tags)
         self.set_tags({lineage.DATASET_DIGEST_TAG: digest})
 
     def log_model(self, folder: Path) -> None:

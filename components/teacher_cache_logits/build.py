@@ -1,36 +1,38 @@
 """Builds the teacher cache, shard by shard."""
 
-import contextlib
-import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.files import new_directory, require_free_space, sha256_file, write_text
+from yolo_distill.components.shared.files import new_directory, write_text
 from yolo_distill.components.shared.progress import report_progress
-from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
+from yolo_distill.components.shared.views import Augmentation, ViewDataset
 from yolo_distill.components.teacher_cache_logits.cache import (
     MANIFEST_NAME,
-    SHARD_IMAGES,
     CacheManifest,
-    ShardRecord,
+    Piece,
     cache_key,
-    shard_name,
+    pieces,
 )
+from yolo_distill.components.teacher_cache_logits.shards import ShardRecord, ShardStore, open_store, shards_address
 from yolo_distill.components.teacher_cache_logits.teacher import (
     AnswerFormat,
     Teacher,
     sparse_answers,
 )
 
+PART_NAME = "part.json"
 _LIBRARIES = ("ultralytics", "opencv-python", "numpy")
 # fp16 numbers kept at an anchor point, for the check that the cache will fit: logits and about this many features.
 _FEATURES_PER_POINT = 256
@@ -53,13 +55,6 @@ class CacheSettings:
     closed_views: int
     wanted: AnswerFormat = field(default_factory=AnswerFormat)
     batch: int = 32
-
-    @property
-    def views(self) -> list[View]:
-        """Every view that the teacher is shown."""
-        return [View(n, closed=False) for n in range(self.open_views)] + [
-            View(n, closed=True) for n in range(self.closed_views)
-        ]
 
 
 def cache_settings(
@@ -114,12 +109,34 @@ def fingerprint(views: ViewDataset) -> dict[str, str]:
     return {**{f"{name} version": version(name) for name in _LIBRARIES}, **views.fingerprint()}
 
 
+class CachePart(BaseModel):
+    """What one of several builders has made; ``part.json`` of its artifact.
+
+    Attributes:
+        key: Key of the cache that it is a part of.
+        part: Which part, 0..parts - 1.
+        parts: How many there are.
+        shards_folder: Where the shards lie; as in the cache's manifest.
+        shards: Its shards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    key: str
+    part: int
+    parts: int
+    shards_folder: str
+    shards: list[ShardRecord]
+
+
 def build_cache(
     dataset: DetectionDataset,
     teacher_folder: Path,
     settings: CacheSettings,
     target: Path,
-    work_root: Path | None = None,
+    cache_root: str | Path = "",
+    parts: Sequence[Path] = (),
 ) -> CacheManifest:
     """Ask the teacher about every view and keep its answers.
 
@@ -128,118 +145,170 @@ def build_cache(
         teacher_folder: The teacher's model artifact.
         settings: What is asked.
         target: Where the cache artifact goes.
-        work_root: Folder of caches shared by all runs, by content: shards found there are not computed again, and a
-            killed build goes on where it stopped. Without it the shards lie in the artifact.
+        cache_root: Folder or ``s3://`` address of caches shared by all runs, by content: shards found there are not
+            computed again, and a killed build goes on where it stopped. Without it the shards lie in the artifact.
+        parts: What :func:`build_part` has made of the same cache, to be taken over.
 
     Returns:
         The cache's manifest.
 
     Raises:
-        InputError: The teacher's classes are not the dataset's, or the disk is too full.
+        InputError: The teacher's classes are not the dataset's, a part is of another cache, the disk is too full, or
+            the storage does not answer.
     """
-    teacher = Teacher(teacher_folder)
-    require_classes(teacher_folder, teacher.card, dataset.classes)
-    views = ViewDataset(dataset, settings.augmentation)
-    facts = fingerprint(views)
-    digest = teacher.card.digests[teacher.card.file]
-    key = cache_key(dataset.digest, digest, facts, settings.wanted)
     with new_directory(target) as folder:
-        shards = work_root / "teacher-cache" / key if work_root else folder / "shards"
-        shards.mkdir(parents=True, exist_ok=True)
-        require_free_space(shards, _estimated_bytes(teacher, views, settings))
-        records = _build_shards(teacher, views, settings, shards)
+        builder = _Builder(dataset, teacher_folder, settings)
+        address = shards_address(cache_root, builder.key)
+        store = open_store(address, folder)
+        records = builder.build(store, builder.pieces, _offered(parts, builder.key))
         manifest = CacheManifest(
-            key=key,
+            key=builder.key,
             dataset=dataset.digest,
-            teacher=digest,
-            teacher_name=teacher.card.architecture,
+            teacher=builder.teacher_digest,
+            teacher_name=builder.teacher.card.architecture,
             classes=dataset.classes,
             imgsz=settings.augmentation.imgsz,
-            strides=teacher.strides,
-            reg_max=teacher.reg_max,
-            channels=teacher.channels,
+            strides=builder.teacher.strides,
+            reg_max=builder.teacher.reg_max,
+            channels=builder.teacher.channels,
             open_views=settings.open_views,
             closed_views=settings.closed_views,
-            images=len(views.records),
-            fingerprint=facts,
+            images=len(builder.views.records),
+            fingerprint=builder.fingerprint,
             answers=settings.wanted,
-            shards_folder=str(shards.absolute()) if work_root else "shards",
+            shards_folder=address,
             shards=records,
         )
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
 
-def _build_shards(teacher: Teacher, views: ViewDataset, settings: CacheSettings, folder: Path) -> list[ShardRecord]:
-    chunks = [
-        range(start, min(start + SHARD_IMAGES, len(views.records)))
-        for start in range(0, len(views.records), SHARD_IMAGES)
-    ]
-    records = []
-    total = len(settings.views) * len(views.records)
-    done = 0
-    for view in settings.views:
-        for number, images in enumerate(chunks):
-            file = folder / shard_name(view, number)
-            records.append(_finished(file) or _write_shard(teacher, views, view, images, settings, file))
-            done += len(images)
+def build_part(
+    dataset: DetectionDataset,
+    teacher_folder: Path,
+    settings: CacheSettings,
+    target: Path,
+    part: int,
+    parts: int,
+    cache_root: str | Path = "",
+) -> CachePart:
+    """Build every ``parts``-th shard of a cache, for several machines to share the work.
+
+    Args:
+        dataset: The dataset artifact.
+        teacher_folder: The teacher's model artifact.
+        settings: What is asked.
+        target: Where the artifact goes that :func:`build_cache` takes over.
+        part: Which part, 0..parts - 1.
+        parts: How many there are.
+        cache_root: As for :func:`build_cache`; with one, the artifact holds no shards.
+
+    Returns:
+        What was made.
+
+    Raises:
+        InputError: There is no such part; and as :func:`build_cache`.
+    """
+    if not 0 <= part < parts:
+        raise InputError(f"part={part}", f"is not one of {parts} parts", f"Count parts from 0 to {parts - 1}")
+    with new_directory(target) as folder:
+        builder = _Builder(dataset, teacher_folder, settings)
+        address = shards_address(cache_root, builder.key)
+        records = builder.build(open_store(address, folder), builder.pieces[part::parts])
+        made = CachePart(key=builder.key, part=part, parts=parts, shards_folder=address, shards=records)
+        write_text(folder / PART_NAME, made.model_dump_json(indent=1) + "\n")
+    return made
+
+
+class _Builder:
+    """A teacher and the views that it is asked about."""
+
+    def __init__(self, dataset: DetectionDataset, teacher_folder: Path, settings: CacheSettings) -> None:
+        self.teacher = Teacher(teacher_folder)
+        require_classes(teacher_folder, self.teacher.card, dataset.classes)
+        self.teacher_digest = self.teacher.card.digests[self.teacher.card.file]
+        self.views = ViewDataset(dataset, settings.augmentation)
+        self.fingerprint = fingerprint(self.views)
+        self.key = cache_key(dataset.digest, self.teacher_digest, self.fingerprint, settings.wanted)
+        self.pieces = pieces(settings.open_views, settings.closed_views, len(self.views.records))
+        self._settings = settings
+
+    def build(
+        self, store: ShardStore, wanted: Sequence[Piece], offered: dict[str, ShardStore] | None = None
+    ) -> list[ShardRecord]:
+        """Find, take over or compute shards, in this order."""
+        total = sum(len(piece.images) for piece in wanted)
+        store.require_room(self._estimated_bytes(total))
+        records: list[ShardRecord] = []
+        done = 0
+        for piece in wanted:
+            records.append(
+                store.find(piece.shard)
+                or _taken_over(store, piece.shard, (offered or {}).get(piece.shard))
+                or self._computed(store, piece)
+            )
+            done += len(piece.images)
             report_progress(done, total, "view", f"{sum(r.bytes for r in records) / 1e6:.0f} MB")
-    return records
+        return records
+
+    def _computed(self, store: ShardStore, piece: Piece) -> ShardRecord:
+        keys = [self.views.key(piece.view, index) for index in piece.images]
+        loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+            self.views, batch_size=self._settings.batch, sampler=keys, collate_fn=self.views.collate_fn
+        )
+        kept: list[dict[str, torch.Tensor]] = []
+        total_mass = kept_mass = 0.0
+        for batch in loader:
+            answers = self.teacher.answer(batch["img"])
+            mask = self.teacher.select(answers, batch, self._settings.wanted)
+            scores = answers.scores.float().sigmoid().sum(1)
+            total_mass += float(scores.sum())
+            kept_mass += float(scores[mask].sum())
+            kept += [
+                {name: tensor.cpu() for name, tensor in one.items()}
+                for one in sparse_answers(answers, mask, self._settings.wanted)
+            ]
+        return store.add(piece.shard, kept_mass / total_mass, lambda file: save_file(_ragged(kept), file))
+
+    def _estimated_bytes(self, views: int) -> int:
+        numbers = len(self.teacher.card.classes) + 4 * self.teacher.reg_max + _FEATURES_PER_POINT
+        return 2 * numbers * self._settings.wanted.top_k * views
 
 
-def _finished(file: Path) -> ShardRecord | None:
-    """Return the record of a shard that an earlier build left whole, or ``None``."""
-    record_file = file.with_suffix(".json")
-    if not (file.is_file() and record_file.is_file()):
+def _offered(parts: Sequence[Path], key: str) -> dict[str, ShardStore]:
+    """Return where the shards of parts lie, by shard name."""
+    offered: dict[str, ShardStore] = {}
+    for folder in parts:
+        try:
+            part = CachePart.model_validate_json((folder / PART_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise InputError(folder, "is no part of a teacher cache", "Build it with teacher-cache-shards") from error
+        if part.key != key:
+            raise InputError(
+                folder,
+                "holds answers to other views or of another teacher",
+                "Build parts and cache with equal settings",
+            )
+        store = open_store(part.shards_folder, folder)
+        offered |= {record.file: store for record in part.shards}
+    return offered
+
+
+def _taken_over(store: ShardStore, name: str, source: ShardStore | None) -> ShardRecord | None:
+    """Copy a shard that another builder has made, or return ``None`` where it is damaged or there is none."""
+    record = source.find(name) if source else None
+    if not (source and record):
         return None
-    record = ShardRecord.model_validate_json(record_file.read_text(encoding="utf-8"))
-    return record if sha256_file(file) == record.sha256 else None
+    file = source.files([record])[name]
+    return store.add(name, record.score_mass, lambda partial: _link_or_copy(file, partial))
 
 
-def _write_shard(
-    teacher: Teacher, views: ViewDataset, view: View, images: range, settings: CacheSettings, file: Path
-) -> ShardRecord:
-    keys = [views.key(view, index) for index in images]
-    loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
-        views, batch_size=settings.batch, sampler=keys, collate_fn=views.collate_fn
-    )
-    kept: list[dict[str, torch.Tensor]] = []
-    total_mass = kept_mass = 0.0
-    for batch in loader:
-        answers = teacher.answer(batch["img"])
-        mask = teacher.select(answers, batch, settings.wanted)
-        scores = answers.scores.float().sigmoid().sum(1)
-        total_mass += float(scores.sum())
-        kept_mass += float(scores[mask].sum())
-        kept += [
-            {name: tensor.cpu() for name, tensor in one.items()}
-            for one in sparse_answers(answers, mask, settings.wanted)
-        ]
-    partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
+def _link_or_copy(file: Path, target: Path) -> None:
     try:
-        save_file(_ragged(kept), partial)
-        _publish(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    # Described as it lies there: where two builders met, the first one's shard stands.
-    record = ShardRecord(
-        file=file.name,
-        sha256=sha256_file(file),
-        bytes=file.stat().st_size,
-        score_mass=kept_mass / total_mass,
-    )
-    write_text(file.with_suffix(".json"), record.model_dump_json())
-    return record
-
-
-def _publish(partial: Path, file: Path) -> None:
-    """Give a finished shard its name, unless another builder was faster."""
-    if file.exists() and not file.with_suffix(".json").exists():
-        # Linked by a builder that is about to describe it, or left so by one that was killed: either way whole.
-        return
-    file.unlink(missing_ok=True)
-    with contextlib.suppress(FileExistsError):
-        file.hardlink_to(partial)
+        target.hardlink_to(file)
+    except OSError:
+        # Another file system, or one without links.
+        shutil.copyfile(file, target)
 
 
 def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -249,8 +318,3 @@ def _ragged(answers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         lengths = torch.tensor([0] + [len(answer[name]) for answer in answers])
         tensors[f"{name}.offsets"] = lengths.cumsum(0)
     return tensors
-
-
-def _estimated_bytes(teacher: Teacher, views: ViewDataset, settings: CacheSettings) -> int:
-    numbers = len(teacher.card.classes) + 4 * teacher.reg_max + _FEATURES_PER_POINT
-    return 2 * numbers * settings.wanted.top_k * len(views.records) * len(settings.views)

@@ -3,7 +3,9 @@
 Layout::
 
     manifest.json            what was asked of whom, and the digest of every shard
-    <shards>/open-0003-00000.safetensors
+    shards/                  unless they lie in a cache root, as the module ``shards`` describes
+        open-0003-00000.safetensors
+        open-0003-00000.json
 
 A shard holds the answers to one view of up to :data:`SHARD_IMAGES` images as ragged arrays: for each tensor of
 :func:`~yolo_distill.components.teacher_cache_logits.teacher.sparse_answers` the rows of one image after the other, and
@@ -13,6 +15,8 @@ them is executable.
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +25,43 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.views import View
+from yolo_distill.components.teacher_cache_logits.shards import ShardRecord, open_store
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, dense_answer
 
 MANIFEST_NAME = "manifest.json"
 SHARD_IMAGES = 256
 
 
-class ShardRecord(BaseModel):
-    """One shard.
+@dataclass(frozen=True)
+class Piece:
+    """The part of a cache that a shard holds.
 
     Attributes:
-        file: File name.
-        sha256: Digest of the file.
-        bytes: Its size.
-        score_mass: Fraction of the teacher's class scores, summed over all anchor points, that the kept points hold.
+        view: The view.
+        images: Which images, by their places in the training split.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    view: View
+    images: range
 
-    file: str
-    sha256: str
-    bytes: int
-    score_mass: float
+    @property
+    def shard(self) -> str:
+        """The shard's file name."""
+        return shard_name(self.view, self.images.start // SHARD_IMAGES)
+
+
+def pieces(open_views: int, closed_views: int, images: int) -> list[Piece]:
+    """Return what the shards of a cache hold, in their order.
+
+    Args:
+        open_views: Number of open views.
+        closed_views: Number of closed views.
+        images: Number of images of the training split.
+    """
+    views = [View(n, closed=False) for n in range(open_views)] + [View(n, closed=True) for n in range(closed_views)]
+    chunks = [range(start, min(start + SHARD_IMAGES, images)) for start in range(0, images, SHARD_IMAGES)]
+    return [Piece(view, chunk) for view in views for chunk in chunks]
 
 
 class CacheManifest(BaseModel):
@@ -65,7 +82,7 @@ class CacheManifest(BaseModel):
         images: Number of images of the training split.
         fingerprint: What the views depend on besides the dataset.
         answers: What of the answers was kept.
-        shards_folder: Where the shards lie; relative to the manifest, or absolute in a shared cache.
+        shards_folder: Where the shards lie; relative to the manifest, or a folder or ``s3://`` address in a cache root.
         shards: Every shard.
     """
 
@@ -118,35 +135,46 @@ def shard_name(view: View, chunk: int) -> str:
     return f"{view}-{chunk:05d}.safetensors"
 
 
+def read_manifest(folder: Path) -> CacheManifest:
+    """Return what a cache holds.
+
+    Args:
+        folder: The cache artifact.
+
+    Raises:
+        InputError: The folder is no cache.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(folder, f"is not a teacher cache, it has no {MANIFEST_NAME}", "Build the cache again")
+    try:
+        return CacheManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise InputError(path, f"is not a valid cache manifest: {error}", "Build the cache again") from error
+
+
 class TeacherCache:
     """A cache opened for reading; an :class:`~yolo_distill.components.shared.views.AnswerSource`.
 
     Attributes:
         manifest: What it holds.
-        shards: Folder of its shards.
+        files: Its shards on this machine, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open a cache and check every shard against its digest.
+    def __init__(self, folder: Path, chosen: Sequence[Piece] | None = None) -> None:
+        """Open a cache, fetch what lies in object storage and check every shard against its digest.
 
         Args:
             folder: The cache artifact.
+            chosen: What is going to be read; by default all.
 
         Raises:
-            InputError: The folder is no cache, or a shard is missing or damaged.
+            InputError: The folder is no cache, a shard is missing or damaged, or the storage does not answer.
         """
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            raise InputError(folder, f"is not a teacher cache, it has no {MANIFEST_NAME}", "Build the cache again")
-        try:
-            self.manifest = CacheManifest.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise InputError(path, f"is not a valid cache manifest: {error}", "Build the cache again") from error
-        self.shards = folder / self.manifest.shards_folder
-        for shard in self.manifest.shards:
-            file = self.shards / shard.file
-            if Path(shard.file).name != shard.file or not file.is_file() or sha256_file(file) != shard.sha256:
-                raise InputError(file, "is missing or differs from its digest", "Build the cache again")
+        self.manifest = read_manifest(folder)
+        names = None if chosen is None else {piece.shard for piece in chosen}
+        records = [shard for shard in self.manifest.shards if names is None or shard.file in names]
+        self.files = open_store(self.manifest.shards_folder, folder).files(records)
         self._open: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +198,7 @@ class TeacherCache:
 
     def _shard(self, name: str) -> tuple[Any, dict[str, list[int]]]:
         if name not in self._open:
-            shard: Any = safe_open(self.shards / name, framework="pt")
+            shard: Any = safe_open(self.files[name], framework="pt")
             offsets = {
                 name.removesuffix(".offsets"): shard.get_tensor(name).tolist()
                 for name in shard.keys()  # noqa: SIM118  a shard is no mapping

@@ -1,5 +1,7 @@
 """Kubeflow component: teacher-cache-logits."""
 
+from typing import List  # noqa: UP035  KFP knows a list of artifacts by this name
+
 from kfp import dsl
 
 from yolo_distill.components.shared.image import TRAIN_IMAGE
@@ -18,7 +20,9 @@ def teacher_cache_logits(  # noqa: ANN201
     classes: int = 16,
     features: str = "fp16",
     augmentation: str = "",
-    work_root: str = "",
+    cache_root: str = "",
+    verify_fraction: float = 0.01,
+    shards: dsl.Input[List[dsl.Artifact]] = None,  # noqa: UP006
 ):
     """Ask the teacher once about every view of every training image and keep its sparse answers.
 
@@ -35,7 +39,10 @@ def teacher_cache_logits(  # noqa: ANN201
         classes: Class logits kept per anchor point, the highest ones; the others are unknown to the student.
         features: How neck features are kept: fp16, int8, or none.
         augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.
-        work_root: Folder of caches shared by all runs, found again by content; unfinished ones are completed.
+        cache_root: Folder or s3:// address of caches shared by all runs, found again by content; unfinished ones are
+            completed. Without it the answers lie in the artifact.
+        verify_fraction: Fraction of the views that the teacher is asked about again at the end, to compare; 0 for none.
+        shards: Parts that teacher-cache-shards has built with the same settings; only what they lack is computed.
     """
     from pathlib import Path
 
@@ -49,7 +56,9 @@ def teacher_cache_logits(  # noqa: ANN201
         require_mode,
     )
     from yolo_distill.components.teacher_cache_logits.originals import build_originals
+    from yolo_distill.components.teacher_cache_logits.verify import require_fraction, verify_cache
 
+    require_fraction(verify_fraction)
     parameters = {
         "mode": mode,
         "imgsz": imgsz,
@@ -73,9 +82,13 @@ def teacher_cache_logits(  # noqa: ANN201
                 closed_views=closed_views,
                 wanted=answer_format(top_k=top_k, classes=classes, features=features),
             )
-            root = Path(work_root) if work_root else None
-            manifest = build_cache(data, Path(teacher.path), settings, Path(cache.path), root)
+            parts = [Path(part.path) for part in shards or []]
+            manifest = build_cache(data, Path(teacher.path), settings, Path(cache.path), cache_root, parts)
             run.set_tags({"cache_key": manifest.key, "teacher": manifest.teacher})
             facts = {"bytes": manifest.bytes, "images": manifest.images, "score_mass": manifest.score_mass}
+            if verify_fraction:
+                facts["verified_correlation"] = verify_cache(
+                    Path(cache.path), data, Path(teacher.path), verify_fraction
+                )
         run.log_metrics(facts)
     cache.metadata.update(mode=mode, **facts)

@@ -42,7 +42,8 @@ class DistillationArguments(BaseModel):
         calibration_images: Training images that the INT8 model's ranges are taken from.
         benchmark_seconds: Measuring time for each model.
         registered_name: Name of the model in MLflow's registry.
-        work_root: Folder that outlives a killed run, from which unfinished training and teacher answers are taken up.
+        work_root: Folder that outlives a killed run, from which unfinished training is taken up.
+        cache_root: Folder or ``s3://`` address where teacher answers are kept for all runs, found again by content.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +70,7 @@ class DistillationArguments(BaseModel):
     benchmark_seconds: float = Field(default=6.0, gt=0)
     registered_name: str = Field(default="yolo-distill", min_length=1)
     work_root: str = ""
+    cache_root: str = ""
 
     @model_validator(mode="after")
     def _leave_training_images(self) -> Self:
@@ -118,6 +120,7 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
             "teacher_model": _check_model(arguments.teacher_model, "--teacher", {}),
             "student_model": _check_model(arguments.student_model, "--student", students),
             "recipe": _check_recipe(arguments.recipe),
+            "cache_root": _check_cache_root(arguments.cache_root),
         }
     )
 
@@ -151,6 +154,16 @@ def _check_source(source: str) -> str:
             f"--data {source}", "there is no such file or folder", "Give a folder, an archive, an address, or digits"
         )
     return str(path.absolute())
+
+
+def _check_cache_root(root: str) -> str:
+    if not root or root.startswith("s3://"):
+        return root
+    if "://" in root:
+        raise InputError(f"--cache-root {root}", "is neither a folder nor an s3:// address", "Give one of these")
+    if Path(root).exists() and not Path(root).is_dir():
+        raise InputError(f"--cache-root {root}", "is not a folder", "Give a folder or an s3:// address")
+    return str(Path(root).absolute())
 
 
 def _check_model(model: str, option: str, shipped: Mapping[str, Path]) -> str:

@@ -62,6 +62,7 @@ def distillation(
     benchmark_seconds: float = _DEFAULTS.benchmark_seconds,
     registered_name: str = _DEFAULTS.registered_name,
     work_root: str = _DEFAULTS.work_root,
+    cache_root: str = _DEFAULTS.cache_root,
 ) -> None:
     """Distil a teacher into a small detector, make it INT8 and measure both against a directly trained one."""
     data = prepare_data(
@@ -96,7 +97,7 @@ def distillation(
             views=views,
             closed_views=closed_views,
             augmentation=augmentation,
-            work_root=work_root,
+            cache_root=cache_root,
         )
         .set_display_name("Cache the teacher's answers")
         .outputs["cache"]

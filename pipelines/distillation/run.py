@@ -36,7 +36,9 @@ def plan_run(arguments: DistillationArguments, output: Path, *, cached: bool) ->
     try:
         output.mkdir(parents=True, exist_ok=True)
         own = {name: _kept(value, output) for name in _FILES if Path(value := getattr(arguments, name)).is_absolute()}
-        values = arguments.model_dump() | own | {"source_digest": digest, "work_root": str(output.absolute() / "work")}
+        work = str(output.absolute() / "work")
+        found = {"source_digest": digest, "work_root": work, "cache_root": arguments.cache_root or work}
+        values = arguments.model_dump() | own | found
         plan = RunPlan.new(output, values, cached=cached)
         compile_pipeline(plan.pipeline)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:

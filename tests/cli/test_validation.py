@@ -45,6 +45,8 @@ def folder(tmp_path: Path) -> Path:
         (["--recipe", "recipe.yaml"], "recipe.yaml: is not a valid recipe: terms.0"),
         (["--student", "yolov8q.yaml"], "--student yolov8q.yaml: there is no such model. Give a stock model"),
         (["--student", "missing.pt"], "--student missing.pt: there is no such model"),
+        (["--cache-root", "gs://bucket"], "--cache-root gs://bucket: is neither a folder nor an s3:// address"),
+        (["--cache-root", "recipe.yaml"], "--cache-root recipe.yaml: is not a folder"),
         (["--student", "list.yaml"], "--student list.yaml: is not a model: it has no backbone and head"),
         (["--student", "broken.yaml"], "--student broken.yaml: is not valid YAML"),
         (["--teacher", "text.pt"], "--teacher text.pt: is not a PyTorch checkpoint"),

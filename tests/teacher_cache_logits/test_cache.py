@@ -74,7 +74,7 @@ def test_the_manifest_describes_the_cache(
         "closed-0000-00000.safetensors",
     ]
     assert 0 < manifest.score_mass <= 1
-    assert manifest.bytes == sum((built[0].shards / shard.file).stat().st_size for shard in manifest.shards)
+    assert manifest.bytes == sum(file.stat().st_size for file in built[0].files.values())
 
 
 def test_a_shared_cache_is_found_again_and_mended(tmp_path: Path, digits: DetectionDataset, teacher_dir: Path) -> None:
