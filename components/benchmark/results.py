@@ -7,12 +7,12 @@ Layout::
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.prepare_data.dataset import Split
-from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelFormat, Precision
+from yolo_distill.components.shared.records import read_record
 
 BENCHMARK_NAME = "benchmark.json"
 
@@ -147,10 +147,12 @@ def read_benchmark(folder: Path) -> Benchmark:
     Raises:
         InputError: The folder is no benchmark artifact.
     """
-    path = folder / BENCHMARK_NAME
-    if not path.is_file():
-        raise InputError(folder, f"is not a benchmark, it has no {BENCHMARK_NAME}", "Give the output of benchmark")
-    try:
-        return Benchmark.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise InputError(path, f"is not a valid benchmark: {error}", "Run the benchmark again") from error
+    return read_record(
+        folder,
+        BENCHMARK_NAME,
+        Benchmark,
+        artifact="a benchmark",
+        record="benchmark",
+        origin="Give the output of benchmark",
+        again="Run the benchmark again",
+    )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.benchmark.results import Benchmark, Machine
 from yolo_distill.components.evaluate_map.coco import ClassMetrics
@@ -18,6 +18,7 @@ from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelFormat, Precision
+from yolo_distill.components.shared.records import read_record
 
 COMPARISON_NAME = "comparison.json"
 
@@ -170,13 +171,15 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         InputError: The folder is no comparison artifact.
     """
-    path = folder / COMPARISON_NAME
-    if not path.is_file():
-        raise InputError(folder, f"is not a comparison, it has no {COMPARISON_NAME}", "Give the output of compare")
-    try:
-        return Comparison.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise InputError(path, f"is not a valid comparison: {error}", "Compare again") from error
+    return read_record(
+        folder,
+        COMPARISON_NAME,
+        Comparison,
+        artifact="a comparison",
+        record="comparison",
+        origin="Give the output of compare",
+        again="Compare again",
+    )
 
 
 def _require_same(role: Role, evaluation: Evaluation, first: Evaluation) -> None:

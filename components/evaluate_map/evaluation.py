@@ -10,13 +10,13 @@ Layout::
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.evaluate_map.coco import CocoMetrics
 from yolo_distill.components.prepare_data.dataset import Split
-from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelCard, ModelFormat, Precision
+from yolo_distill.components.shared.records import read_record
 
 EVALUATION_NAME = "evaluation.json"
 DETECTIONS_NAME = "detections.json"
@@ -112,10 +112,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         InputError: The folder is no evaluation artifact.
     """
-    path = folder / EVALUATION_NAME
-    if not path.is_file():
-        raise InputError(folder, f"is not an evaluation, it has no {EVALUATION_NAME}", "Give an evaluate-map output")
-    try:
-        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise InputError(path, f"is not a valid evaluation: {error}", "Evaluate the model again") from error
+    return read_record(
+        folder,
+        EVALUATION_NAME,
+        Evaluation,
+        artifact="an evaluation",
+        record="evaluation",
+        origin="Give an evaluate-map output",
+        again="Evaluate the model again",
+    )

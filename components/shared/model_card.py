@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file, write_text
+from yolo_distill.components.shared.records import read_record
 
 CARD_NAME = "model.json"
 
@@ -92,14 +93,15 @@ def read_card(folder: Path) -> ModelCard:
         InputError: The folder holds no card, the card is not valid, or a file is missing or was changed.
     """
     path = folder / CARD_NAME
-    if not path.is_file():
-        raise InputError(
-            folder, f"is not a model artifact, it has no {CARD_NAME}", "Give a folder made by a model step"
-        )
-    try:
-        card = ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise InputError(path, f"is not a valid model card: {error}", "Make the model again") from error
+    card = read_record(
+        folder,
+        CARD_NAME,
+        ModelCard,
+        artifact="a model artifact",
+        record="model card",
+        origin="Give a folder made by a model step",
+        again="Make the model again",
+    )
     if card.file not in card.digests:
         raise InputError(path, f"lists no digest for {card.file!r}", "Make the model again")
     for name, digest in card.digests.items():

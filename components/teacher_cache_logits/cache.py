@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
-from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.records import read_record
 from yolo_distill.components.shared.views import View
 from yolo_distill.components.teacher_cache_logits.shards import ShardRecord, open_store
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, dense_answer
@@ -144,13 +144,15 @@ def read_manifest(folder: Path) -> CacheManifest:
     Raises:
         InputError: The folder is no cache.
     """
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise InputError(folder, f"is not a teacher cache, it has no {MANIFEST_NAME}", "Build the cache again")
-    try:
-        return CacheManifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise InputError(path, f"is not a valid cache manifest: {error}", "Build the cache again") from error
+    return read_record(
+        folder,
+        MANIFEST_NAME,
+        CacheManifest,
+        artifact="a teacher cache",
+        record="cache manifest",
+        origin="Build the cache again",
+        again="Build the cache again",
+    )
 
 
 class TeacherCache:
