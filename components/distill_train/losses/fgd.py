@@ -95,7 +95,8 @@ def box_masks(
     in_rows = (rows >= first_cell[:, 1:]) & (rows < end_cell[:, 1:])
     cells = in_rows.unsqueeze(2) & in_columns.unsqueeze(1)
     values = cells / cells.sum((1, 2), keepdim=True).to(boxes.dtype)
-    foreground = boxes.new_zeros(images, height, width).index_reduce(0, image, values, "amax")
+    places = image[:, None, None].expand_as(values)
+    foreground = boxes.new_zeros(images, height, width).scatter_reduce(0, places, values, "amax")
     outside = (foreground == 0).to(boxes.dtype)
     return foreground, outside / outside.sum((1, 2), keepdim=True).clamp(min=1)
 
