@@ -242,9 +242,10 @@ def test_box_masks() -> None:
 
 
 def test_box_masks_at_the_edge_and_for_a_box_without_area() -> None:
-    boxes = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.4, 2.0]])
-    foreground, background = box_masks(boxes, torch.tensor([0, 2]), 3, (HEIGHT, WIDTH))
-    assert foreground[0].nonzero().tolist() == [[HEIGHT - 1, WIDTH - 1]]
+    # The second point lies on the corner of four cells.
+    boxes = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.4, 0.5, 0.0, 0.0], [0.0, 0.5, 0.4, 2.0]])
+    foreground, background = box_masks(boxes, torch.tensor([0, 0, 2]), 3, (HEIGHT, WIDTH))
+    assert foreground[0].nonzero().tolist() == [[2, 2], [HEIGHT - 1, WIDTH - 1]]
     assert foreground[0].max() == 1
     assert foreground[2].nonzero().tolist() == [[h, 0] for h in range(HEIGHT)]
     assert torch.allclose(foreground[2].sum(), torch.ones(()))
@@ -363,6 +364,15 @@ def test_lsp_is_finite_without_neighbours_and_where_nothing_responds() -> None:
         assert torch.isfinite(value)
         assert student.grad is not None
         assert torch.isfinite(student.grad).all()
+
+
+def test_lsp_bounds_the_gradient_where_the_student_has_no_direction() -> None:
+    student = _map(1)
+    student[0, :, 1, 1] = 0
+    student.requires_grad_()
+    lsp(student, _map(2)).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1000
 
 
 HEAD_CHANNELS, HEAD_CLASSES = (8, 16), 3
