@@ -38,13 +38,33 @@ def localization_regions(
     Returns:
         Two masks, bool [P] each, never both true. Times the points' weight they make the weights of a point loss.
     """
-    best = boxes.new_full((len(boxes),), -1.0)
-    # By image, for the table of all points by all labels would be mostly pairs of different images.
-    for number in set(label_image.tolist()):
-        points = image == number
-        table = bbox_iou(
-            boxes[points].unsqueeze(1), label_boxes[label_image == number].unsqueeze(0), xywh=False, DIoU=True
-        )
-        best[points] = table.squeeze(-1).amax(1)
+    best, _ = best_labels(boxes, image, label_boxes, label_image, DIoU=True)
     main = best >= alpha
     return main, (best >= gamma * alpha) & ~main
+
+
+def best_labels(
+    boxes: torch.Tensor, image: torch.Tensor, label_boxes: torch.Tensor, label_image: torch.Tensor, **kind: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how far each point's box overlaps with the labelled box of its image that it overlaps with most.
+
+    Args:
+        boxes: Boxes x1, y1, x2, y2 at the points, [P, 4].
+        image: Index in the batch of each point's image, int64 [P].
+        label_boxes: Labelled boxes x1, y1, x2, y2 in the same unit, [G, 4].
+        label_image: Index in the batch of each labelled box's image, int64 [G].
+        **kind: Which overlap, as ``ultralytics.utils.metrics.bbox_iou`` takes it; the IoU by default.
+
+    Returns:
+        overlap: [P], -1 in images without labels.
+        label: Index of the labelled box, int64 [P]; 0 in images without labels.
+    """
+    best = boxes.new_full((len(boxes),), -1.0)
+    label = torch.zeros_like(image)
+    # By image, for the table of all points by all labels would be mostly pairs of different images.
+    for number in set(label_image.tolist()):
+        points, labels = image == number, (label_image == number).nonzero().squeeze(1)
+        table = bbox_iou(boxes[points].unsqueeze(1), label_boxes[labels].unsqueeze(0), xywh=False, **kind)
+        overlap, place = table.squeeze(-1).max(1)
+        best[points], label[points] = overlap, labels[place]
+    return best, label
