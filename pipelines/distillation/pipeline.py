@@ -1,7 +1,5 @@
 """The distillation pipeline: from images to a benchmarked INT8 student, beside the teacher and a plain student."""
 
-from typing import List  # noqa: UP035  KFP knows a list by this name
-
 from kfp import dsl
 
 from yolo_distill.components.benchmark.component import benchmark
@@ -70,7 +68,7 @@ def distillation(
     registered_name: str = _DEFAULTS.registered_name,
     work_root: str = _DEFAULTS.work_root,
     cache_root: str = _DEFAULTS.cache_root,
-    cache_parts: List[str] = _DEFAULTS.cache_parts,  # noqa: UP006
+    cache_parts: list[str] = _DEFAULTS.cache_parts,
 ) -> None:
     """Distil a teacher into a small detector, make it INT8 and measure both against a directly trained one."""
     data = prepare_data(
