@@ -30,6 +30,7 @@ TINY = (
     "--student=yolov8n.yaml",
     "--batch=8",
     "--views=1",
+    "--cache-parts=2",
     "--calibration-images=8",
     "--benchmark-seconds=1",
 )
@@ -91,7 +92,9 @@ def test_mlflow_has_the_run_its_tasks_its_data_and_the_model(folder: Path, first
     assert parent.info.status == "FINISHED"
     assert parent.data.params["epochs"] == "1"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 15
+    assert len(children) == 17
+    parts = [run.data.params["part"] for run in children if run.info.run_name.startswith("teacher-cache-shards")]
+    assert sorted(parts) == ["1/2", "2/2"]
     assert {child.info.status for child in children} == {"FINISHED"}
     [data] = (folder / "runs" / "latest" / "tasks").glob("*/prepare-data/dataset")
     digests = {entry.dataset.digest for child in children for entry in child.inputs.dataset_inputs}
@@ -107,11 +110,38 @@ def test_a_second_run_takes_over_everything(folder: Path, first: str) -> None:
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 60
     states = re.findall(r"\] .*: (\w+)", done.stdout)
-    assert states == ["cached"] * 15
+    assert states == ["cached"] * 17
     second_run = str((folder / "runs" / "latest").readlink())
     assert second_run != first_run
     tables = [(folder / "runs" / run / "table.md").read_text() for run in (first_run, second_run)]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "wanted"),
+    [
+        (
+            ("--teacher-answers=original", "--recipe=original"),
+            "Distil from the images as they are",
+            ["teacher-cache-logits-2", "distill-train-3"],
+        ),
+        (("--teacher-answers=online",), "Distil with the teacher at every step", ["distill-train-4"]),
+    ],
+    ids=["original", "online"],
+)
+def test_the_teacher_can_be_asked_otherwise(
+    folder: Path, first: str, options: tuple[str, ...], asked: str, wanted: list[str]
+) -> None:
+    done = _run(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert f"{asked}: done" in done.stdout
+    for same in ("Prepare the data", "Train the teacher", "Train the student plainly", "Evaluate the plain student"):
+        assert f"{same}: cached" in done.stdout
+    latest = folder / "runs" / "latest"
+    tasks = {path.name for path in (latest / "tasks").glob("*/*")}
+    assert sorted(name for name in tasks if name.startswith(("teacher-cache", "distill", "for-loop"))) == sorted(wanted)
+    [made] = (latest / "tasks").glob(f"*/{wanted[-1]}/student")
+    assert read_card(latest / "distilled").digests == read_card(made).digests
 
 
 def test_a_changed_recipe_repeats_what_depends_on_it_alone(folder: Path, first: str) -> None:

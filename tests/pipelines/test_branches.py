@@ -1,9 +1,14 @@
 """Loops and branches of a pipeline: what is known of them beforehand, and what becomes of them in the local runner."""
 
 import io
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from kfp import dsl
 from kfp.compiler import Compiler
@@ -138,3 +143,26 @@ def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches) -> None:
     assert states["note-iteration-6"] == "waiting"
     assert (states["join"], states["read"], states["note-2"]) == ("waiting", "waiting", "skipped")
     assert _tags(plan)["task.note-iteration-0"] == "failed"
+
+
+def test_the_end_of_a_run_ends_its_loop(plan_branches: PlanBranches, tmp_path: Path) -> None:
+    words = [tmp_path / name for name in "abcd"]
+    plan = plan_branches(words=[str(word) for word in words])
+    plan.save()
+    program = (
+        "import sys; from pathlib import Path; from rich.console import Console;"
+        "from yolo_distill.pipelines.launch import run_pipeline; from yolo_distill.pipelines.plan import RunPlan;"
+        "run_pipeline(RunPlan.model_validate_json(Path(sys.argv[1]).read_text()), Console())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(plan.file)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while sum(bool(word.exists() and word.read_text()) for word in words) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    pids = [int(word.read_text()) for word in words if word.exists()]
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert not any(map(psutil.pid_exists, pids))
+    # The iterations that had not begun did not begin.
+    assert [word.exists() for word in words] == [True, True, False, False]
+    assert _tags(plan)["task.note-iteration-3"] == "waiting"
