@@ -38,7 +38,7 @@ _ITERATION = re.compile(r"/for-loop-\d+-iteration-(\d+)")
 
 @contextmanager
 def reported_tasks(events: Path) -> Iterator[None]:
-    """Have KFP's local runner write an event whenever a task changes its state.
+    """Have KFP's local runner write an event whenever a task changes its state, and begin no task after a failure.
 
     The runner offers no hook, so that its two functions through which every task goes are wrapped: one sees all tasks,
     the other only those that the cache has no answer for.
@@ -52,7 +52,7 @@ def reported_tasks(events: Path) -> Iterator[None]:
     failed = threading.Event()
 
     def execute(*, task_name: str, pipeline_resource_name: str, **rest: Any) -> tuple[dict[str, Any], status.Status]:
-        # The runner would go on with whatever does not depend on a task that failed.
+        # The runner would go on with whatever does not depend on the task that failed or was ended.
         if failed.is_set():
             return {}, status.Status.FAILURE
         task = iteration_name(task_name, [int(number) for number in _ITERATION.findall(pipeline_resource_name)])

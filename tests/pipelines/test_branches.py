@@ -130,8 +130,9 @@ def test_the_output_of_the_branch_that_ran_goes_on(plan_branches: PlanBranches) 
     assert tasks["note-3"].outputs["made"].read_text() == "end"
 
 
-def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches) -> None:
-    words = ["bad", *(f"later {number}" for number in range(6))]
+def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches, tmp_path: Path) -> None:
+    # The others wait for the failure and some seconds more, one after the other.
+    words = [f"bad {tmp_path / 'failing'}", *(f"later {tmp_path / 'failing' / str(number)}" for number in range(6))]
     plan = plan_branches(words=words)
     with pytest.raises(RunError, match=r"bad: is no word. Give another") as caught:
         _run(plan)
@@ -147,7 +148,7 @@ def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches) -> None:
 
 def test_the_end_of_a_run_ends_its_loop(plan_branches: PlanBranches, tmp_path: Path) -> None:
     words = [tmp_path / name for name in "abcd"]
-    plan = plan_branches(words=[str(word) for word in words])
+    plan = plan_branches(words=[f"endless {word}" for word in words])
     plan.save()
     program = (
         "import sys; from pathlib import Path; from rich.console import Console;"

@@ -58,14 +58,20 @@ def note(word: str, made: dsl.Output[dsl.Artifact]):
     import time
     from pathlib import Path
 
-    from yolo_distill.components.shared.errors import InputError
-    from yolo_distill.components.shared.task import task_run
+    kind, _, path = word.partition(" ")
+    if kind == "bad":
+        from yolo_distill.components.shared.errors import InputError
+        from yolo_distill.components.shared.task import task_run
 
-    if word == "bad":
         with task_run("note"):
-            raise InputError(word, "is no word", "Give another")
-    if word.startswith("/"):
-        Path(word).write_text(str(os.getpid()))
+            Path(path).mkdir()
+            raise InputError("bad", "is no word", "Give another")
+    if kind == "later":
+        while not Path(path).parent.exists():
+            time.sleep(0.1)
+        time.sleep(2)
+    if kind == "endless":
+        Path(path).write_text(str(os.getpid()))
         time.sleep(300)
     Path(made.path).write_text(word)
 
