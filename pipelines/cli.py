@@ -96,6 +96,15 @@ def run_command(
     recipe: Annotated[
         str, typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=_TRAINING)
     ] = _DEFAULTS.recipe,
+    teacher_answers: Annotated[
+        str,
+        typer.Option(
+            help="What the student learns from: cache, the teacher's answers to every view of an image, asked once and"
+            " kept; original, one answer to each image, carried into its views (with --recipe original or a like one);"
+            " online, the teacher asked at every step.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = _DEFAULTS.teacher_answers,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -169,6 +178,14 @@ def run_command(
             show_default="within the output folder",
         ),
     ] = _DEFAULTS.cache_root,
+    cache_parts: Annotated[
+        int,
+        typer.Option(
+            help="Parts in which the teacher is asked for its answers, side by side: one a pod on Kubeflow, two at a"
+            " time here.",
+            rich_help_panel=_RUN,
+        ),
+    ] = len(_DEFAULTS.cache_parts),
     cache: Annotated[
         bool,
         typer.Option("--cache/--no-cache", help="Take over what earlier runs have made.", rich_help_panel=_RUN),
@@ -190,6 +207,7 @@ def run_command(
         "teacher_model": teacher,
         "student_model": student,
         "recipe": recipe,
+        "teacher_answers": teacher_answers,
         "epochs": epochs,
         "teacher_epochs": teacher_epochs,
         "imgsz": imgsz,
@@ -203,6 +221,7 @@ def run_command(
         "benchmark_seconds": benchmark_seconds,
         "registered_name": registered_name,
         "cache_root": cache_root,
+        "cache_parts": cache_parts,
     }
     with _failures_in_a_line():
         arguments = checked_arguments(values)

@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 from zipfile import is_zipfile
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_recipe, recipe_names
 from yolo_distill.components.shared import lineage
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.teacher_cache_shards.part import spell_parts
 
 # The model YAMLs that ultralytics knows by name and whose heads predict box distributions.
 _STOCK_MODEL = re.compile(r"yolo(v8|11|12)[nsmlx]\.yaml|yolov8[nsmlx]-ghost\.yaml")
@@ -27,6 +28,9 @@ class DistillationArguments(BaseModel):
         teacher_model: Model YAML to train from scratch, or checkpoint to fine-tune.
         student_model: Likewise for the student.
         recipe: Distillation recipe by name, or path of a recipe file.
+        teacher_answers: Where the student's targets come from: ``cache``, answers to every view of an image that the
+            student will see; ``original``, one answer to each image, carried into the views; or ``online``, the teacher
+            at every step.
         epochs: Passes over the training images for the students.
         teacher_epochs: The same for the teacher; 0 to take a checkpoint as it is or refuse it.
         imgsz: Side of the square network input in pixels.
@@ -44,6 +48,7 @@ class DistillationArguments(BaseModel):
         registered_name: Name of the model in MLflow's registry.
         work_root: Folder that outlives a killed run, from which unfinished training is taken up.
         cache_root: Folder or ``s3://`` address where teacher answers are kept for all runs, found again by content.
+        cache_parts: Parts of the cache that are built side by side, such as ``1/2`` and ``2/2``; or how many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +58,7 @@ class DistillationArguments(BaseModel):
     teacher_model: str = "yolov8n.yaml"
     student_model: str = "yolov8p.yaml"
     recipe: str = "default"
+    teacher_answers: Literal["cache", "original", "online"] = "cache"
     epochs: int = Field(default=25, ge=1)
     teacher_epochs: int = Field(default=25, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
@@ -71,6 +77,16 @@ class DistillationArguments(BaseModel):
     registered_name: str = Field(default="yolo-distill", min_length=1)
     work_root: str = ""
     cache_root: str = ""
+    cache_parts: list[str] = Field(default=spell_parts(1), min_length=1)
+
+    @field_validator("cache_parts", mode="before")
+    @classmethod
+    def _spell_parts(cls, value: object) -> object:
+        if not isinstance(value, int):
+            return value
+        if value < 1:
+            raise ValueError("it should be greater than or equal to 1")
+        return spell_parts(value)
 
     @model_validator(mode="after")
     def _leave_training_images(self) -> Self:
@@ -119,7 +135,7 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
             "source": _check_source(arguments.source),
             "teacher_model": _check_model(arguments.teacher_model, "--teacher", {}),
             "student_model": _check_model(arguments.student_model, "--student", students),
-            "recipe": _check_recipe(arguments.recipe),
+            "recipe": _check_recipe(arguments.recipe, arguments.teacher_answers),
             "cache_root": _check_cache_root(arguments.cache_root),
         }
     )
@@ -192,6 +208,13 @@ def _check_model_file(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}", "is not a model: it has no backbone and head", "Give a model YAML")
 
 
-def _check_recipe(recipe: str) -> str:
-    load_recipe(recipe)
+def _check_recipe(recipe: str, teacher_answers: str) -> str:
+    same_view = load_recipe(recipe).needs_same_view
+    if teacher_answers == "original" and same_view:
+        raise InputError(
+            f"--recipe {recipe}",
+            f"{', '.join(same_view)} cannot be learnt from --teacher-answers original: the teacher must see the"
+            " student's view",
+            "Give --recipe original or a like one, or other --teacher-answers",
+        )
     return recipe if recipe in recipe_names() else str(Path(recipe).absolute())

@@ -26,8 +26,9 @@ def publish_results(plan: RunPlan, watch: RunWatch) -> None:
         plan: The run.
         watch: What its tasks have made.
     """
-    for name, (task, output) in RESULTS.items():
-        made, target = watch.tasks[task].outputs[output], plan.folder / name
+    for name, (tasks, output) in RESULTS.items():
+        [made] = [watch.tasks[task].outputs[output] for task in tasks if watch.tasks[task].state != "skipped"]
+        target = plan.folder / name
         if made.is_dir():
             shutil.copytree(made, target, dirs_exist_ok=True)
         else:

@@ -28,6 +28,7 @@ from yolo_distill.components.teacher_cache_logits.cache import CacheManifest, Te
 from yolo_distill.components.teacher_cache_logits.shards import FolderShards, ShardStore, StoredShards, open_store
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat
 from yolo_distill.components.teacher_cache_logits.verify import require_fraction, verify_cache
+from yolo_distill.components.teacher_cache_shards.part import parse_part, spell_parts
 
 SETTINGS = CacheSettings(Augmentation(imgsz=64), open_views=2, closed_views=1, wanted=AnswerFormat(top_k=10))
 
@@ -270,8 +271,8 @@ def test_parts_are_built_in_a_loop_and_gathered(
     def parallel_cache(dataset_uri: str, teacher_uri: str) -> dsl.Artifact:
         dataset = dsl.importer(artifact_uri=dataset_uri, artifact_class=dsl.Dataset, reimport=False).output
         teacher = dsl.importer(artifact_uri=teacher_uri, artifact_class=dsl.Model, reimport=False).output
-        with dsl.ParallelFor([0, 1]) as part:
-            built = teacher_cache_shards(dataset=dataset, teacher=teacher, part=part, parts=2, **settings)
+        with dsl.ParallelFor(["1/2", "2/2"]) as part:
+            built = teacher_cache_shards(dataset=dataset, teacher=teacher, part=part, **settings)
         gathered = teacher_cache_logits(
             dataset=dataset, teacher=teacher, shards=dsl.Collected(built.outputs["shards"]), **settings
         )
@@ -287,6 +288,17 @@ def test_parts_are_built_in_a_loop_and_gathered(
     # Linked, not computed again.
     inodes = {file.stat().st_ino for path in parts for file in path.parent.rglob("*.safetensors")}
     assert {file.stat().st_ino for file in TeacherCache(Path(artifact.path)).files.values()} == inodes
+
+
+def test_parts_are_spelt_from_one_on() -> None:
+    assert spell_parts(3) == ["1/3", "2/3", "3/3"]
+    assert [parse_part(part) for part in spell_parts(12)] == [(index, 12) for index in range(12)]
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "1.0/2", "1/2/3", "a/b", "1/2 "])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"is no part. Write 2/4 for the second of four"):
+        parse_part(text)
 
 
 def test_what_parts_lack_is_computed(
