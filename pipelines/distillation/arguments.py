@@ -209,12 +209,19 @@ def _check_model_file(path: Path, option: str) -> None:
 
 
 def _check_recipe(recipe: str, teacher_answers: str) -> str:
-    same_view = load_recipe(recipe).needs_same_view
+    loaded = load_recipe(recipe)
+    same_view = loaded.needs_same_view
     if teacher_answers == "original" and same_view:
         raise InputError(
             f"--recipe {recipe}",
             f"{', '.join(same_view)} cannot be learnt from --teacher-answers original: the teacher must see the"
             " student's view",
             "Give --recipe original or a like one, or other --teacher-answers",
+        )
+    if teacher_answers == "cache" and loaded.needs_online:
+        raise InputError(
+            f"--recipe {recipe}",
+            f"{', '.join(loaded.needs_online)} needs more of the teacher than a cache keeps",
+            "Give --teacher-answers online, or another recipe",
         )
     return recipe if recipe in recipe_names() else str(Path(recipe).absolute())

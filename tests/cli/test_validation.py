@@ -44,6 +44,7 @@ def folder(tmp_path: Path) -> Path:
         (["--recipe", "unheard-of"], "unheard-of: there is no such recipe. Give"),
         (["--recipe", "recipe.yaml"], "recipe.yaml: is not a valid recipe: terms.0"),
         (["--teacher-answers", "magic"], "--teacher-answers magic: it should be 'cache', 'original' or 'online'"),
+        (["--recipe", "cwd-ld"], "--recipe cwd-ld: cwd needs more of the teacher than a cache keeps"),
         (
             ["--teacher-answers", "original"],
             "--recipe default: localization_distillation, pkd cannot be learnt from --teacher-answers original",
