@@ -85,15 +85,16 @@ def choose_widths(full: Widths, cuts: Iterable[Cut], share: Callable[[Widths], f
         low, high = (middle, high) if share(after(middle)) >= target else (low, middle - 1)
     widths, reached = after(low), share(after(low))
     # The next one is too large; smaller ones that are worth a little more may bring it closer.
-    closed: set[Place] = set()
-    for cut in ordered[low:]:
-        if reached <= target * (1 + _CLOSE):
-            break
-        candidate = {**widths, cut.place: cut.width}
-        if cut.place in closed or (left := share(candidate)) < target * (1 - _CLOSE):
-            closed.add(cut.place)
-        else:
-            widths, reached = candidate, left
+    for slack in (_CLOSE, TOLERANCE):
+        closed: set[Place] = set()
+        for cut in ordered[low:]:
+            if reached <= target * (1 + slack):
+                break
+            candidate = {**widths, cut.place: cut.width}
+            if cut.place in closed or (left := share(candidate)) < target * (1 - slack):
+                closed.add(cut.place)
+            elif cut.width < widths[cut.place]:
+                widths, reached = candidate, left
     if abs(reached / target - 1) > TOLERANCE:
         raise UnreachableTargetError(reached)
     return widths
