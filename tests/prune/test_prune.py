@@ -267,7 +267,6 @@ def test_the_student_recovers_from_a_teacher_in_its_new_widths(pruned, digits, t
 
 
 def test_a_student_cannot_start_from_a_converted_model(nano, digits, tmp_path):
-    write_card(nano.parent, read_card(nano).model_copy(update={"format": "onnx", "file": "source.pt", "digests": {}}))
     folder = tmp_path / "onnx"
     folder.mkdir()
     (folder / "model.pt").write_bytes((nano / "model.pt").read_bytes())
