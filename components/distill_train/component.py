@@ -13,6 +13,7 @@ def distill_train(  # noqa: ANN201
     curves: dsl.Output[dsl.HTML],
     cache: dsl.Input[dsl.Artifact] = None,
     teacher: dsl.Input[dsl.Model] = None,
+    initial: dsl.Input[dsl.Model] = None,
     name: str = "distilled",
     model: str = "yolov8n.yaml",
     recipe: str = "default",
@@ -35,6 +36,7 @@ def distill_train(  # noqa: ANN201
         cache: Teacher cache of teacher-cache-logits.
         teacher: Model artifact of the teacher, to ask it at every step in place of a cache. With neither a cache nor a
             teacher the student is trained plainly.
+        initial: Model artifact to go on training, such as a pruned one, in place of the named model.
         name: How the student is called in tables and lineage.
         model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
         recipe: Which distillation losses to use, by name or by the path of a YAML file; not used in plain training.
@@ -56,7 +58,8 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.training import last_metrics, train_settings
 
-    parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    source = initial.metadata.get("architecture", "") if initial else model
+    parameters = {"model": source, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
     parameters["augmentation"] = augmentation
     distilling = cache is not None or teacher is not None
     if distilling:
@@ -72,6 +75,7 @@ def distill_train(  # noqa: ANN201
             name=name,
             recipe=load_recipe(recipe) if distilling else None,
             teacher=open_teacher(cache and Path(cache.path), teacher and Path(teacher.path)),
+            initial=initial and Path(initial.path),
             work_root=Path(work_root) if work_root else None,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))

@@ -21,7 +21,7 @@ from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
-from yolo_distill.components.shared.model_card import ModelCard
+from yolo_distill.components.shared.model_card import ModelCard, read_card
 from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, resolve_model, training_folder
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
@@ -194,6 +194,7 @@ def distill(
     name: str,
     recipe: Recipe | None = None,
     teacher: AnyTeacher | None = None,
+    initial: Path | None = None,
     work_root: Path | None = None,
 ) -> StudentResult:
     """Train a student.
@@ -207,6 +208,7 @@ def distill(
         recipe: The distillation terms; used with a teacher only.
         teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
+        initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
 
     Returns:
@@ -215,7 +217,7 @@ def distill(
     Raises:
         InputError: There is no such model, or the cache is about other data, another size or made by other libraries.
     """
-    source = resolve_model(model, STUDENTS_FOLDER)
+    source, architecture = _student(model, initial)
     if recipe is not None and teacher is not None:
         settings = settings.model_copy(update=recipe.training.model_dump(exclude_none=True, exclude={"clip_norm"}))
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs)}
@@ -236,7 +238,7 @@ def distill(
             trainer.last,
             name=name,
             imgsz=settings.imgsz,
-            architecture=Path(model).name,
+            architecture=architecture,
             lineage=lineage,
         )
     return StudentResult(card, trainer.history)
@@ -259,6 +261,16 @@ def open_teacher(cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
     if cache is None:
         return None
     return OriginalAnswers(cache) if (cache / ORIGINALS_NAME).is_file() else TeacherCache(cache)
+
+
+def _student(model: str, initial: Path | None) -> tuple[str, str]:
+    """Return what ultralytics opens as the student, and what it is called."""
+    if initial is None:
+        return resolve_model(model, STUDENTS_FOLDER), Path(model).name
+    card = read_card(initial)
+    if card.format != "pytorch":
+        raise InputError(initial, f"is in {card.format} format", "Give a PyTorch model artifact")
+    return str(initial / card.file), card.architecture
 
 
 def _teacher_lineage(
