@@ -41,7 +41,7 @@ def proxy(session_proxy: Proxy, server: str, tmp_path: Path, monkeypatch: pytest
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(parts, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff._MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     session_proxy.clear()
     storage = boto3.Session().resource("s3", endpoint_url=f"http://{server}")
     storage.Bucket("data").create()

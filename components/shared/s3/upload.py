@@ -55,25 +55,19 @@ def upload(client: "S3Client", bucket: str, key: str, file: Path, sha256: str, *
         source: The object's address for messages.
 
     Raises:
-        InputError: What the storage holds afterwards is something else.
+        InputError: Others keep storing something else under the same key.
         BotoCoreError: The storage does not answer.
         ClientError: The storage refuses.
     """
-    size = file.stat().st_size
-    if size <= PART_BYTES:
+    if file.stat().st_size <= PART_BYTES:
         put(client, bucket, key, file.read_bytes(), {"sha256": sha256})
-    else:
-        transfer = _Upload(client, bucket, key, file, sha256)
-        try:
-            transfer.send(transfer.unfinished() or transfer.begin())
-        except ClientError as error:
-            if error_code(error) not in _LOST:
-                raise
-            # Another process that stores under this key has finished or removed the parts; or the answer got lost.
-            if not _is_stored(client, bucket, key, size, sha256):
-                transfer.send(transfer.begin())
-    if not _is_stored(client, bucket, key, size, sha256):
-        raise InputError(source, "holds something else than was stored", "Check who else writes there, and try again")
+        return
+    transfer = _Upload(client, bucket, key, file, sha256)
+    # What a killed process has left may be of a file that only begins alike, and others may take parts away.
+    for begun in (transfer.unfinished, transfer.begin, transfer.begin):
+        if transfer.send(begun()):
+            return
+    raise InputError(source, "holds something else than was stored", "Check who else writes there, and try again")
 
 
 def put(client: "S3Client", bucket: str, key: str, content: bytes, metadata: dict[str, str]) -> None:
@@ -133,8 +127,14 @@ class _Upload:
                         return _Begun(found["UploadId"], etags)
         return None
 
-    def send(self, begun: _Begun) -> None:
-        """Store the parts that the storage lacks and have it put all together; remove them where that fails."""
+    def send(self, begun: _Begun | None) -> bool:
+        """Store the parts that the storage lacks and have it put all together; remove them where that fails.
+
+        Returns:
+            Whether the storage holds the file afterwards.
+        """
+        if not begun:
+            return False
         meter = Meter(self._size, "uploading")
         meter.add(sum(part.stop - part.start for part in self._parts if part.number in begun.etags))
 
@@ -145,10 +145,13 @@ class _Upload:
         try:
             in_parallel(send_part, [part for part in self._parts if part.number not in begun.etags], THREADS)
             persistently(lambda: self._complete(begun), threading.Event())
-        except BaseException:
+        except BaseException as error:
             with suppress(BotoCoreError, ClientError):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=begun.upload_id)
-            raise
+            # Another process that stores under this key has the parts, or the answer that all went well got lost.
+            if not (isinstance(error, ClientError) and error_code(error) in _LOST):
+                raise
+        return self._is_stored()
 
     def _complete(self, begun: _Begun) -> None:
         parts: list[CompletedPartTypeDef] = [
@@ -190,19 +193,18 @@ class _Upload:
                 etags[part.number] = found["ETag"]
         return etags
 
+    def _is_stored(self) -> bool:
+        try:
+            stored = persistently(lambda: find_object(self._client, self._bucket, self._key), threading.Event())
+        except ClientError as error:
+            if is_missing(error):
+                return False
+            raise
+        return (stored.size, stored.digest) == (self._size, Digest("sha256", self._sha256))
+
     def _part_md5(self, part: Part) -> bytes:
         digest = hashlib.md5(usedforsecurity=False)
         with self._file.open("rb") as content:
             for start in range(part.start, part.stop, _CHUNK_BYTES):
                 digest.update(os.pread(content.fileno(), min(_CHUNK_BYTES, part.stop - start), start))
         return digest.digest()
-
-
-def _is_stored(client: "S3Client", bucket: str, key: str, size: int, sha256: str) -> bool:
-    try:
-        stored = find_object(client, bucket, key)
-    except ClientError as error:
-        if is_missing(error):
-            return False
-        raise
-    return (stored.size, stored.digest) == (size, Digest("sha256", sha256))
