@@ -139,6 +139,15 @@ def test_shards_are_fetched_once_and_checked(
     assert {file.name for file in (tmp_path / "local").iterdir()} == {files[n].name for n in files if n != damaged}
 
 
+def test_a_record_that_names_a_file_elsewhere_counts_for_nothing(root: str) -> None:
+    store = StoredShards(root)
+    record = store.add("shard.safetensors", 0.5, lambda file: file.write_bytes(b"x") and None)
+    hostile = record.model_copy(update={"sha256": "../../elsewhere"})
+    key = "some/where/shard.json"
+    boto3.Session().client("s3").put_object(Bucket=bucket_of(root), Key=key, Body=hostile.model_dump_json().encode())
+    assert store.find("shard.safetensors") is None
+
+
 def test_storage_that_cannot_be_used_is_named(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="s3://no-such-bucket/x: does not exist"):
         open_store("s3://no-such-bucket/x", tmp_path)
