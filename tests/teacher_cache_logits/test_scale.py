@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
-from yolo_distill.components.shared.storage import StoredFolder
 from yolo_distill.components.shared.views import Augmentation, View
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache, build_part
 from yolo_distill.components.teacher_cache_logits.cache import CacheManifest, TeacherCache, read_manifest
@@ -141,15 +140,13 @@ def test_shards_are_fetched_once_and_checked(
     assert {file.name for file in (tmp_path / "local").iterdir()} == {files[n].name for n in files if n != damaged}
 
 
-def test_large_files_travel_in_parts(tmp_path: Path, root: str) -> None:
-    (tmp_path / "large").write_bytes(os.urandom(20_000_000))
-    folder = StoredFolder.at(root, root)
-    folder.upload(tmp_path / "large", "name", {"sha256": "abc"})
-    etag = boto3.Session().client("s3").head_object(Bucket=bucket_of(root), Key="some/where/name")["ETag"]
-    assert etag.endswith('-3"')
-    assert folder.describe("name") == (20_000_000, {"sha256": "abc"})
-    folder.download("name", tmp_path / "back")
-    assert sha256_file(tmp_path / "back") == sha256_file(tmp_path / "large")
+def test_a_record_that_names_a_file_elsewhere_counts_for_nothing(root: str) -> None:
+    store = StoredShards(root)
+    record = store.add("shard.safetensors", 0.5, lambda file: file.write_bytes(b"x") and None)
+    hostile = record.model_copy(update={"sha256": "../../elsewhere"})
+    key = "some/where/shard.json"
+    boto3.Session().client("s3").put_object(Bucket=bucket_of(root), Key=key, Body=hostile.model_dump_json().encode())
+    assert store.find("shard.safetensors") is None
 
 
 def test_storage_that_cannot_be_used_is_named(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
