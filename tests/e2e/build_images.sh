@@ -40,8 +40,7 @@ if ! podman image exists $BASE; then
 FROM localhost/debian:bookworm
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-pip python3-venv \
-    && apt-get purge -y --auto-remove build-essential gcc g++ make dpkg-dev 2> /dev/null || true; \
-    rm -rf /var/lib/apt/lists/* /var/cache/apt
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt
 DOCKERFILE
 fi
 
