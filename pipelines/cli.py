@@ -233,7 +233,7 @@ def compile_command(
     with failures_in_a_line(_INTERRUPTED):
         from yolo_distill.pipelines.distillation.run import compile_pipeline
 
-        compile_pipeline(output, cluster and load_cluster(cluster))
+        compile_pipeline(output, load_cluster(cluster) if cluster else None)
         Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
 
 

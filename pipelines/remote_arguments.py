@@ -1,9 +1,11 @@
-"""The pipeline's arguments for a cluster: from a file and from flags, and nothing that only this machine has."""
+"""What a run on a cluster is told: arguments from a file and from flags, and nothing that only this machine has."""
 
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,6 +17,23 @@ from yolo_distill.pipelines.distillation.arguments import DistillationArguments,
 # The arguments that may name a file of the user's, besides the data.
 _FILES = ("teacher_model", "student_model", "recipe")
 _ADDRESS = re.compile(r"(?:https?|s3)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a pipeline is run, besides its arguments.
+
+    Attributes:
+        experiment: Name of the experiment that runs are gathered in; made when it is missing.
+        service_account: Kubernetes service account of the run's pods.
+        pipeline_root: Where artifacts are stored.
+        plugins_input: What the server's plugins are told, by plugin.
+    """
+
+    experiment: str
+    service_account: str | None = None
+    pipeline_root: str | None = None
+    plugins_input: dict[str, Any] | None = None
 
 
 def read_parameters(file: Path | None) -> dict[str, object]:

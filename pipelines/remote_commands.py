@@ -1,5 +1,6 @@
 """The commands that speak to a Kubeflow Pipelines server: ``submit``, ``status``, ``cancel`` and ``schedule``."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,17 @@ from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 from yolo_distill.pipelines.failures import failures_in_a_line
 from yolo_distill.pipelines.options import pipeline_options, with_options
-from yolo_distill.pipelines.remote_arguments import digest_for, is_moving, read_parameters, remote_arguments
+from yolo_distill.pipelines.remote_arguments import (
+    RunOptions,
+    digest_for,
+    is_moving,
+    read_parameters,
+    remote_arguments,
+)
 
 # What speaks to the server takes seconds to import; a mistake in the options shows before.
 if TYPE_CHECKING:
     from yolo_distill.pipelines.remote import Connection
-    from yolo_distill.pipelines.submit import RunOptions
 
 _SERVER, _RUN = "Server", "Run"
 _PIPELINE = "yolov8-distillation"
@@ -41,7 +47,7 @@ class _Wanted:
     given: Mapping[str, object]
     arguments: DistillationArguments
     cached: bool
-    options: "RunOptions"
+    options: RunOptions
 
 
 def _connection(
@@ -118,8 +124,6 @@ def _run_options(
     ] = True,
 ) -> "Callable[[Mapping[str, object]], _Wanted]":
     def wanted(flags: Mapping[str, object]) -> _Wanted:
-        from yolo_distill.pipelines.submit import RunOptions
-
         if not experiment.strip():
             raise InputError("--experiment", "is empty", "Give a name")
         _check_name("--service-account", service_account)
@@ -128,7 +132,9 @@ def _run_options(
         plugins = _plugins(mlflow_experiment, mlflow)
         settings = load_cluster(cluster)
         given = read_parameters(params) | {name: value for name, value in flags.items() if value is not None}
-        options = RunOptions(experiment, service_account, pipeline_root, plugins)
+        # kfp lets an administrator's variable come before what the user names.
+        place = os.environ.get("KF_PIPELINES_OVERRIDE_EXPERIMENT_NAME") or experiment
+        options = RunOptions(place, service_account, pipeline_root, plugins)
         return _Wanted(settings, cluster, given, remote_arguments(given, settings), cache, options)
 
     return wanted

@@ -20,7 +20,8 @@ from kfp_server_api import (
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.launch import RunError
 from yolo_distill.pipelines.remote import RequestError, Server, Trouble, by_field
-from yolo_distill.pipelines.submit import RunOptions, Version, ensure_experiment
+from yolo_distill.pipelines.remote_arguments import RunOptions
+from yolo_distill.pipelines.submit import Version, ensure_experiment
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _EVERY = re.compile(r"(\d+)([smhdw])")

@@ -16,8 +16,8 @@ import yaml
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.pipelines.cluster import ClusterSettings
+from yolo_distill.pipelines.remote_arguments import RunOptions
 from yolo_distill.pipelines.schedule import Schedule, Trigger
-from yolo_distill.pipelines.submit import RunOptions
 
 # The CronJob appends eleven characters to its jobs' names, which have room for 63.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
@@ -193,8 +193,8 @@ def _pod(name: str, arguments: list[str], cluster: ClusterSettings, service_acco
 
 def _five_fields(trigger: Trigger) -> str:
     if trigger.cron:
-        seconds, *fields = trigger.cron.split()
-        if seconds != "0":
+        first, *fields = trigger.cron.split()
+        if first != "0":
             raise _beyond(f"--cron {trigger.cron!r}", "knows no seconds")
         return " ".join(fields).replace("?", "*")
     minutes, seconds = divmod(trigger.seconds or 0, 60)

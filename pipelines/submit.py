@@ -23,29 +23,13 @@ from kfp_server_api import (
 
 from yolo_distill.pipelines.launch import RunError
 from yolo_distill.pipelines.remote import RequestError, Server, Trouble, by_field
+from yolo_distill.pipelines.remote_arguments import RunOptions
 
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 _POLL_SECONDS = 5.0
 # How long a server may be away while a run is waited for.
 _PATIENCE_SECONDS = 600.0
 _PASSING = {Trouble.DROPPED, Trouble.UNREACHABLE, Trouble.SLOW, Trouble.BROKEN}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a pipeline is run, besides its arguments.
-
-    Attributes:
-        experiment: Name of the experiment that runs are gathered in; made when it is missing.
-        service_account: Kubernetes service account of the run's pods.
-        pipeline_root: Where artifacts are stored.
-        plugins_input: What the server's plugins are told, by plugin.
-    """
-
-    experiment: str
-    service_account: str | None = None
-    pipeline_root: str | None = None
-    plugins_input: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
