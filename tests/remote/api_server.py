@@ -39,6 +39,7 @@ class Failure(Enum):
     DROP = "closes the connection without carrying the request out"
     DROP_AFTER = "carries the request out, then closes the connection"
     LATE = "carries the request out and answers late"
+    EMPTY = "answers that there is nothing"
     LOGIN_PAGE = "answers with a page"
     REDIRECT = "sends the client to a login page"
 
@@ -301,6 +302,8 @@ def serve_kubeflow() -> Iterator[Kubeflow]:
                     answer = kubeflow.answer(request)
                     time.sleep(kubeflow.late_seconds)
                     self._send(200, json.dumps(answer, default=str))
+                case Failure.EMPTY:
+                    self._send(200, "{}")
                 case Failure.LOGIN_PAGE:
                     self._send(200, "<html><form>Log in to Your Account</form></html>", "text/html; charset=utf-8")
                 case Failure.REDIRECT:
