@@ -338,7 +338,9 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
         return
     if task.container_spec is None:
         raise TypeError(f"{name}: a pipeline within a pipeline cannot be given a cluster's settings")
-    flavour = _FLAVOURS[task.container_spec.image]
+    flavour = _FLAVOURS.get(task.container_spec.image)
+    if flavour is None:
+        raise TypeError(f"{name}: its image {task.container_spec.image} is none of {', '.join(_FLAVOURS)}")
     settings = cluster.settings(flavour, name)
     task.set_container_image(cluster.images[flavour])
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)

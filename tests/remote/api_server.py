@@ -323,7 +323,8 @@ def serve_kubeflow() -> Iterator[Kubeflow]:
             elif body:
                 body = json.loads(body)
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            return Request(self.command, unquote(url.path), query, body, dict(self.headers))
+            headers = {name.title(): value for name, value in self.headers.items()}
+            return Request(self.command, unquote(url.path), query, body, headers)
 
         def _answer(self, request: Request) -> None:
             if kubeflow.login and request.headers.get(kubeflow.login[0]) != kubeflow.login[1]:

@@ -251,7 +251,10 @@ def test_a_run_is_waited_for_looked_at_and_ended(kubeflow: Kubeflow, cli: Comman
         (["--mlflow-experiment=x", "--no-mlflow"], "--mlflow-experiment: makes no sense with --no-mlflow"),
         (["--host=localhost:8888"], "--host localhost:8888: is not an http:// or https:// address"),
         (["--host=http://me:secret@host"], "--host http://host: the address carries a password"),
-        (["--token-file=missing"], "--token-file missing: cannot be read (No such file or directory)"),
+        (
+            ["--host=http://127.0.0.1:9", "--token-file=missing"],
+            "--token-file missing: cannot be read (No such file or directory)",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_sent(
