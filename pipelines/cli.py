@@ -2,8 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -11,16 +9,18 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from yolo_distill.components.shared.errors import InputError
+from yolo_distill.pipelines.cluster import load_cluster
 from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments, checked_arguments
-from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS, RunError, run_pipeline
+from yolo_distill.pipelines.failures import failures_in_a_line
+from yolo_distill.pipelines.launch import run_pipeline
+from yolo_distill.pipelines.remote_commands import add_remote_commands
 
 _DEFAULTS = DistillationArguments()
 # Characters in a line where nobody's terminal sets a limit.
 _FILE_WIDTH = 140
+_INTERRUPTED = "the next run goes on where this one stopped"
 _DATA, _MODELS, _TRAINING, _MEASURING, _RUN = "Data", "Models", "Training", "Measuring", "Run"
 
 app = typer.Typer(
@@ -223,7 +223,7 @@ def run_command(
         "cache_root": cache_root,
         "cache_parts": cache_parts,
     }
-    with _failures_in_a_line():
+    with failures_in_a_line(_INTERRUPTED):
         arguments = checked_arguments(values)
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
@@ -244,34 +244,20 @@ def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path(
         "yolov8-distillation.yaml"
     ),
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file: images, resources, volumes, secrets of the tasks.")
+    ] = None,
 ) -> None:
     """Write the pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
-    with _failures_in_a_line():
+    with failures_in_a_line(_INTERRUPTED):
         from yolo_distill.pipelines.distillation.run import compile_pipeline
 
-        compile_pipeline(output)
+        compile_pipeline(output, load_cluster(cluster) if cluster else None)
         Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
-
-
-@contextmanager
-def _failures_in_a_line() -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        _fail(str(error), INPUT_ERROR_STATUS)
-    except RunError as error:
-        _fail(str(error), INPUT_ERROR_STATUS if error.by_input else 1, error.log_tail)
-    except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on where this one stopped", 130)
-
-
-def _fail(message: str, status: int, log_tail: str = "") -> NoReturn:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if log_tail:
-        console.print(Text.from_ansi(log_tail), style="dim")
-    console.print(Text.assemble(("error: ", "bold red"), (" ".join(message.split()), "red")))
-    raise typer.Exit(status)
 
 
 def _end_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
+
+
+add_remote_commands(app, run_command)
