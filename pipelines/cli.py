@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -205,6 +206,7 @@ def run_command(
         "cache_root": cache_root,
     }
     with _failures_in_a_line():
+        _require_pipeline_libraries()
         arguments = checked_arguments(values)
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
@@ -228,10 +230,61 @@ def compile_command(
 ) -> None:
     """Write the pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
     with _failures_in_a_line():
+        _require_pipeline_libraries()
         from yolo_distill.pipelines.distillation.run import compile_pipeline
 
         compile_pipeline(output)
         Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder of a run, or a YOLOv8 detection model from elsewhere: an .onnx, .xml or .pt file.",
+            show_default=False,
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(help="An image, a folder of images, a video, or the number of a camera.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for annotated pictures and detections.jsonl.")
+    ] = Path("predictions"),
+    conf: Annotated[float, typer.Option(help="Lowest score that counts, 0 to 1.")] = 0.25,
+    iou: Annotated[
+        float, typer.Option(help="Overlap from which the worse of two boxes of a class is dropped, 0 to 1.")
+    ] = 0.7,
+    classes: Annotated[str, typer.Option(help="Classes to look for, separated by commas.", show_default="all")] = "",
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the network's input in pixels, for a model that takes any size.",
+            show_default="what the model was made for",
+        ),
+    ] = None,
+) -> None:
+    """Find objects in images, a video or a camera's pictures, and draw them.
+
+    Needs neither PyTorch nor a GPU for ONNX and OpenVINO models.
+    """
+    with _failures_in_a_line():
+        # OpenCV takes a moment to import, and --help need not wait for it.
+        from yolo_distill.pipelines.prediction.predict import checked_settings, predict
+
+        settings = checked_settings(conf, iou, classes, imgsz)
+        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+        tally = predict(model, source, output, settings, console)
+    if tally.unread:
+        error = tally.unread[0]
+        images = tally.pictures + len(tally.unread)
+        more = f" ({len(tally.unread)} of {images} images could not be read)" if images > 1 else ""
+        _fail(f"{error}{more}", INPUT_ERROR_STATUS)
+    # A camera has no end of its own.
+    if tally.interrupted and not source.isdecimal():
+        _fail("interrupted; what was made until then is complete", 130)
 
 
 @contextmanager
@@ -244,6 +297,15 @@ def _failures_in_a_line() -> Iterator[None]:
         _fail(str(error), INPUT_ERROR_STATUS if error.by_input else 1, error.log_tail)
     except KeyboardInterrupt:
         _fail("interrupted; the next run goes on where this one stopped", 130)
+
+
+def _require_pipeline_libraries() -> None:
+    if find_spec("kfp") is None:
+        raise InputError(
+            "yolo-distill",
+            "was installed to run models, without the libraries of the pipeline",
+            "Install yolo-distill[pipeline]",
+        )
 
 
 def _fail(message: str, status: int, log_tail: str = "") -> NoReturn:
