@@ -24,8 +24,8 @@ _JPEG_QUALITY = 92
 _KEPT_SUFFIXES = {".jpg", ".jpeg", ".png"}
 # Image pixels for each pixel of a line's width.
 _PIXELS_PER_WIDTH = 320
-# Fraction of the colour circle between one class and the next: no two of them meet.
-_GOLDEN = 0.618034
+# Steps around the colour circle, which are first taken bright and then dark; neighbouring classes lie far apart.
+_HUES, _STRIDE = 12, 5
 
 
 class FoundObject(BaseModel):
@@ -183,5 +183,6 @@ def annotate(pixels: np.ndarray, found: Detections, classes: Sequence[str]) -> N
 @cache
 def class_colour(index: int) -> Colour:
     """Return a class's colour, the same in every picture."""
-    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, 0.8, 0.95)
+    hue, dark = index * _STRIDE % _HUES / _HUES, index // _HUES % 2
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.55 if dark else 0.95)
     return round(blue * 255), round(green * 255), round(red * 255)
