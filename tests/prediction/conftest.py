@@ -8,10 +8,10 @@ from yolo_distill.components.quantize.quantize import quantize
 
 
 @pytest.fixture(scope="session")
-def models(digits: DetectionDataset, student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a run leaves it: distilled, onnx, openvino and int8. The student is poor but real."""
+def models(digits: DetectionDataset, lively_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a run leaves it: distilled, onnx, openvino and int8. Nothing was trained."""
     folder = tmp_path_factory.mktemp("models")
-    (folder / "distilled").symlink_to(student_dir)
-    export(digits, student_dir, folder / "onnx", folder / "openvino")
+    (folder / "distilled").symlink_to(lively_dir)
+    export(digits, lively_dir, folder / "onnx", folder / "openvino")
     quantize(digits, folder / "openvino", folder / "int8", calibration_images=8)
     return folder

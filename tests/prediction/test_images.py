@@ -16,13 +16,12 @@ from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.prediction.results import annotate, class_colour
 from yolo_distill.pipelines.prediction.sources import read_picture
 
-# The student's scores are low after one epoch.
-CONF = "--conf=0.02"
+CONF = "--conf=0.2"
 
 
 @pytest.fixture
 def scene(digits: DetectionDataset) -> Path:
-    return digits.image_path(digits.split("val")[0])
+    return digits.image_path(digits.split("val")[1])
 
 
 @pytest.mark.parametrize("model", ["int8", "int8/model.xml", "openvino", "onnx", "onnx/model.onnx", "distilled"])
@@ -30,7 +29,7 @@ def test_one_image(models, scene, tmp_path, model):
     shutil.copy(scene, tmp_path / f"photo{scene.suffix}")
     shown = done(tmp_path, models / model, f"photo{scene.suffix}", CONF)
     detector = open_detector(models / model)
-    [expected] = detect(detector, [read_image(scene)], 0.02)
+    [expected] = detect(detector, [read_image(scene)], 0.2)
     assert len(expected) > 0
     [line] = results(tmp_path / "predictions")
     assert (line["source"], line["frame"], line["width"], line["height"]) == (f"photo{scene.suffix}", None, 160, 160)
@@ -131,7 +130,7 @@ def test_an_unusual_image_is_the_same_as_its_upright_colour_image(models, scene,
     assert np.abs(pixels[..., ::-1].astype(int) - upright(source)).max() <= 8 * tolerance
     assert np.abs(pixels[..., ::-1].astype(int) - upright(source)).mean() <= tolerance
     detector = open_detector(models / "openvino")
-    made, expected = detect(detector, [pixels, read_image(source)], 0.02)
+    made, expected = detect(detector, [pixels, read_image(source)], 0.2)
     assert len(expected) > 0
     same = made.classes == expected.classes[0]
     assert made.scores[same][0] == pytest.approx(expected.scores[0], abs=0.02 if tolerance else 1e-5)
@@ -143,6 +142,7 @@ def test_images_are_read_as_for_training(scene, tmp_path):
     """Labels refer to what prepare-data stores: that is what predict must see, too."""
     for folder in ("images", "labels"):
         (tmp_path / "data" / folder).mkdir(parents=True)
+    (tmp_path / "data" / "classes.txt").write_text("digit\n")
     makers = [(turned, "a.jpg"), (turned, "b.png"), (deep, "c.png"), (grey, "d.jpg"), (cmyk, "e.jpg")]
     for number, (make, name) in enumerate(makers):
         crop = Image.open(scene).crop((number, 0, 150, 100))

@@ -12,7 +12,7 @@ import pytest
 from tests.prediction.commands import PROGRAM, done, results, run
 from yolo_distill.components.shared.detector import detect, open_detector, read_image
 
-CONF = "--conf=0.02"
+CONF = "--conf=0.2"
 
 
 def write_video(path: Path, frames: list[np.ndarray], codec: str = "MJPG", rate: float = 10.0) -> Path:
@@ -52,7 +52,7 @@ def test_a_video(models, scenes, tmp_path):
     assert [line["frame"] for line in lines] == list(range(16))
     assert {(line["source"], line["width"], line["height"]) for line in lines} == {("clip.avi", 160, 120)}
     for line, original in zip(lines, originals, strict=True):
-        [expected] = detect(detector, [original], 0.02)
+        [expected] = detect(detector, [original], 0.2)
         assert [o["class_index"] for o in line["objects"]] == expected.classes.tolist()
     drawn = [bool(line["objects"]) for line in lines]
     assert any(drawn)

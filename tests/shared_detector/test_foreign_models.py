@@ -35,9 +35,9 @@ def export(checkpoint: Path, folder: Path, **settings: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(student_dir: Path) -> Path:
-    """A trained checkpoint of ten classes at 160 px."""
-    return student_dir / read_card(student_dir).file
+def checkpoint(lively_dir: Path) -> Path:
+    """A checkpoint of ten classes at 160 px."""
+    return lively_dir / read_card(lively_dir).file
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def images(digits) -> list[Path]:
     return [digits.image_path(record) for record in digits.split("val")[:6]]
 
 
-def test_the_checkpoint_itself(checkpoint, student_dir, images, digits, tmp_path):
+def test_the_checkpoint_itself(checkpoint, lively_dir, images, digits, tmp_path):
     shutil.copy(checkpoint, tmp_path / "theirs.pt")
     detector = open_detector(tmp_path / "theirs.pt")
     assert (detector.classes, detector.imgsz) == (digits.classes, 160)
     batch, _ = preprocess([read_image(path) for path in images], 160)
-    assert np.array_equal(detector.infer(batch), open_detector(student_dir).infer(batch))
+    assert np.array_equal(detector.infer(batch), open_detector(lively_dir).infer(batch))
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def test_the_checkpoint_itself(checkpoint, student_dir, images, digits, tmp_path
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_an_export_answers_as_its_checkpoint(
-    checkpoint, student_dir, images, digits, tmp_path, settings, box_tolerance, score_tolerance
+    checkpoint, lively_dir, images, digits, tmp_path, settings, box_tolerance, score_tolerance
 ):
     detector = open_detector(export(checkpoint, tmp_path / "export", imgsz=160, **settings))
     assert (detector.classes, detector.imgsz) == (digits.classes, 160)
     # Six images are no multiple of a batch of four.
-    parity = compare_detectors(open_detector(student_dir), detector, images)
+    parity = compare_detectors(open_detector(lively_dir), detector, images)
     assert parity.anchors >= 6
     assert parity.box_difference < box_tolerance
     assert parity.score_difference < score_tolerance
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_an_int8_export_answers_about_as_its_checkpoint(checkpoint, student_dir, images, digits, tmp_path, format):
+def test_an_int8_export_answers_about_as_its_checkpoint(checkpoint, lively_dir, images, digits, tmp_path, format):
     made = export(checkpoint, tmp_path / "export", imgsz=160, format=format, quantize=8, data=str(digits.data_yaml))
-    parity = compare_detectors(open_detector(student_dir), open_detector(made), images)
+    parity = compare_detectors(open_detector(lively_dir), open_detector(made), images)
     assert 0 < parity.score_difference < 0.5 * parity.reference_score
     assert parity.candidate_score == pytest.approx(parity.reference_score, rel=0.4)
 
@@ -121,7 +121,7 @@ def test_a_size_of_the_users_choice(checkpoint, plain, tmp_path):
     assert open_detector(tmp_path / "bare.onnx", imgsz=128).imgsz == 128
 
 
-def test_a_model_that_names_no_classes(plain, student_dir, images, tmp_path):
+def test_a_model_that_names_no_classes(plain, lively_dir, images, tmp_path):
     model = onnx.load(plain)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
@@ -129,7 +129,7 @@ def test_a_model_that_names_no_classes(plain, student_dir, images, tmp_path):
     for name in ("bare.onnx", "bare.xml"):
         detector = open_detector(tmp_path / name)
         assert (detector.classes, detector.imgsz) == ([str(index) for index in range(10)], 160)
-        assert compare_detectors(open_detector(student_dir), detector, images).score_difference < 1e-4
+        assert compare_detectors(open_detector(lively_dir), detector, images).score_difference < 1e-4
 
 
 def test_class_names_come_from_where_ultralytics_or_openvino_write_them(checkpoint, plain, tmp_path):
@@ -171,11 +171,11 @@ def transposed(source: Path, target: Path, *, named: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_transposed_output(plain, student_dir, images, tmp_path, named):
+def test_a_transposed_output(plain, lively_dir, images, tmp_path, named):
     source = transposed(plain, tmp_path / "m.onnx", named=named)
     openvino.save_model(openvino.convert_model(source), tmp_path / "m.xml", compress_to_fp16=False)
     for path in (source, tmp_path / "m.xml"):
-        parity = compare_detectors(open_detector(student_dir), open_detector(path), images)
+        parity = compare_detectors(open_detector(lively_dir), open_detector(path), images)
         assert parity.score_difference < 1e-4
         assert parity.box_difference < 0.01
 
@@ -199,7 +199,7 @@ def test_an_output_as_long_as_wide(square, tmp_path):
     assert open_detector(turned).infer(batch) == pytest.approx(straight, abs=1e-4)
 
 
-def test_an_fp16_input(plain, student_dir, images, tmp_path):
+def test_an_fp16_input(plain, lively_dir, images, tmp_path):
     half = convert_float_to_float16(onnx.load(plain), keep_io_types=False)
     onnx.save(half, tmp_path / "m.onnx")
     openvino.save_model(openvino.convert_model(tmp_path / "m.onnx"), tmp_path / "m.xml")
@@ -207,7 +207,7 @@ def test_an_fp16_input(plain, student_dir, images, tmp_path):
         detector = open_detector(tmp_path / name)
         answers = detector.infer(np.zeros((2, 3, 160, 160), np.float32))
         assert answers.dtype == np.float32
-        parity = compare_detectors(open_detector(student_dir), detector, images)
+        parity = compare_detectors(open_detector(lively_dir), detector, images)
         assert parity.score_difference < 0.01
         assert parity.box_difference < 1
 
@@ -343,10 +343,10 @@ def test_what_is_no_model(plain, tmp_path):
         open_detector(tmp_path)
 
 
-def test_a_file_of_an_artifact_is_the_artifact(student_dir, tmp_path):
-    shutil.copytree(student_dir, tmp_path / "model")
-    file = tmp_path / "model" / read_card(student_dir).file
-    assert open_detector(file).classes == read_card(student_dir).classes
+def test_a_file_of_an_artifact_is_the_artifact(lively_dir, tmp_path):
+    shutil.copytree(lively_dir, tmp_path / "model")
+    file = tmp_path / "model" / read_card(lively_dir).file
+    assert open_detector(file).classes == read_card(lively_dir).classes
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(InputError, match="differs from the digest in its model card"):
         open_detector(file)
