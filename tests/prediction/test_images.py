@@ -26,24 +26,23 @@ def scene(digits: DetectionDataset) -> Path:
 
 @pytest.mark.parametrize("model", ["int8", "int8/model.xml", "openvino", "onnx", "onnx/model.onnx", "distilled"])
 def test_one_image(models, scene, tmp_path, model):
-    shutil.copy(scene, tmp_path / f"photo{scene.suffix}")
-    shown = done(tmp_path, models / model, f"photo{scene.suffix}", CONF)
+    Image.open(scene).save(tmp_path / "photo.png")
+    shown = done(tmp_path, models / model, "photo.png", CONF)
     detector = open_detector(models / model)
     [expected] = detect(detector, [read_image(scene)], 0.2)
     assert len(expected) > 0
     [line] = results(tmp_path / "predictions")
-    assert (line["source"], line["frame"], line["width"], line["height"]) == (f"photo{scene.suffix}", None, 160, 160)
+    assert (line["source"], line["frame"], line["width"], line["height"]) == ("photo.png", None, 160, 160)
     assert [o["class_index"] for o in line["objects"]] == expected.classes.tolist()
     assert [o["label"] for o in line["objects"]] == [detector.classes[c] for c in expected.classes]
     assert [o["score"] for o in line["objects"]] == pytest.approx(expected.scores, abs=1e-4)
     assert np.array([o["box"] for o in line["objects"]]) == pytest.approx(expected.boxes, abs=0.01)
-    assert shown.startswith(f"photo{scene.suffix}: 160x160, ")
+    assert shown.startswith("photo.png: 160x160, ")
     assert shown.splitlines()[-1] == "Written to predictions, with every box in detections.jsonl"
-    drawn = cv2.imread(str(tmp_path / "predictions" / f"photo{scene.suffix}"))
-    wanted = read_image(scene)
+    drawn, wanted = cv2.imread(str(tmp_path / "predictions" / "photo.png")), read_image(scene)
+    assert not np.array_equal(drawn, wanted)
     annotate(wanted, expected, detector.classes)
-    assert np.abs(drawn.astype(int) - wanted).mean() < 6
-    assert np.abs(drawn.astype(int) - read_image(scene)).mean() > 6
+    assert np.array_equal(drawn, wanted)
 
 
 def test_a_folder(models, digits, tmp_path):
@@ -92,7 +91,7 @@ def deep(source: Path, target: Path) -> None:
 
 
 def grey(source: Path, target: Path) -> None:
-    Image.open(source).convert("L").save(target)
+    Image.open(source).convert("L").save(target, **({"quality": 100} if target.suffix == ".jpg" else {}))
 
 
 def cmyk(source: Path, target: Path) -> None:
