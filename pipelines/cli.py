@@ -3,6 +3,7 @@
 import signal
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -10,11 +11,12 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.cluster import load_cluster
 from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments, checked_arguments
 from yolo_distill.pipelines.failures import failures_in_a_line
-from yolo_distill.pipelines.launch import run_pipeline
+from yolo_distill.pipelines.launch import RunError, run_pipeline
 from yolo_distill.pipelines.remote_commands import add_remote_commands
 
 _DEFAULTS = DistillationArguments()
@@ -224,6 +226,7 @@ def run_command(
         "cache_parts": cache_parts,
     }
     with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
         arguments = checked_arguments(values)
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
@@ -250,10 +253,69 @@ def compile_command(
 ) -> None:
     """Write the pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
     with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
         from yolo_distill.pipelines.distillation.run import compile_pipeline
 
         compile_pipeline(output, load_cluster(cluster) if cluster else None)
         Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder of a run, or a YOLOv8 detection model from elsewhere: an .onnx, .xml or .pt file.",
+            show_default=False,
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(help="An image, a folder of images, a video, or the number of a camera.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for annotated pictures and detections.jsonl.")
+    ] = Path("predictions"),
+    conf: Annotated[float, typer.Option(help="Lowest score that counts, 0 to 1.")] = 0.25,
+    iou: Annotated[
+        float, typer.Option(help="Overlap from which the worse of two boxes of a class is dropped, 0 to 1.")
+    ] = 0.7,
+    classes: Annotated[str, typer.Option(help="Classes to look for, separated by commas.", show_default="all")] = "",
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the network's input in pixels, for a model that takes any size.",
+            show_default="what the model was made for",
+        ),
+    ] = None,
+) -> None:
+    """Find objects in images, a video or a camera's pictures, and draw them.
+
+    Needs neither PyTorch nor a GPU for ONNX and OpenVINO models.
+    """
+    with failures_in_a_line("what was made until then is complete"):
+        # OpenCV takes a moment to import, and --help need not wait for it.
+        from yolo_distill.pipelines.prediction.predict import checked_settings, predict
+
+        settings = checked_settings(conf, iou, classes, imgsz)
+        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+        tally = predict(model, source, output, settings, console)
+        if tally.unread:
+            images = tally.pictures + len(tally.unread)
+            more = f" ({len(tally.unread)} of {images} images could not be read)" if images > 1 else ""
+            raise RunError(f"{tally.unread[0]}{more}", by_input=True)
+        # A camera has no end of its own.
+        if tally.interrupted and not source.isdecimal():
+            raise KeyboardInterrupt
+
+
+def _require_pipeline_libraries() -> None:
+    if find_spec("kfp") is None:
+        raise InputError(
+            "yolo-distill",
+            "was installed to run models, without the libraries of the pipeline",
+            "Install yolo-distill[pipeline]",
+        )
 
 
 def _end_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:

@@ -125,6 +125,6 @@ def code_digest() -> str:
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     for requirement in sorted(metadata.requires("yolo-distill") or []):
         name = re.match(r"[\w.-]+", requirement)
-        if name and "extra ==" not in requirement:
+        if name and ("extra ==" not in requirement or 'extra == "pipeline"' in requirement):
             digest.update(f"{name[0]}=={metadata.version(name[0])}\0".encode())
     return digest.hexdigest()
