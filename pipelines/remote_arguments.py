@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from yolo_distill.components.prepare_data.sources import source_digest
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.cluster import ClusterSettings
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments, checked_arguments, option_name
@@ -101,7 +100,12 @@ def digest_for(arguments: DistillationArguments) -> str:
     Raises:
         InputError: The data cannot be reached.
     """
-    return uuid.uuid4().hex if Path(arguments.source).is_absolute() else source_digest(arguments.source)
+    if Path(arguments.source).is_absolute():
+        return uuid.uuid4().hex
+    # Late, because what only runs a model is installed without the libraries that reach data.
+    from yolo_distill.components.prepare_data.sources import source_digest
+
+    return source_digest(arguments.source)
 
 
 def is_moving(source: str) -> bool:
