@@ -31,7 +31,7 @@ from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_ar
 from yolo_distill.components.train_teacher.train import train_teacher
 
 STOCK_ARMS = ("ultralytics", "ultralytics-same")
-OPEN_VIEWS, CLOSED_VIEWS = 20, 10
+OPEN_VIEWS, CLOSED_VIEWS = 40, 10
 
 
 class Experiment(BaseModel):
