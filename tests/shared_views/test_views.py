@@ -131,3 +131,20 @@ def test_changes_of_the_augmentation_are_read_from_text() -> None:
 def test_a_bad_change_is_refused_by_name(text: str) -> None:
     with pytest.raises(InputError, match=text.partition("=")[0]):
         parse_augmentation(96, text)
+
+
+def test_every_box_is_known_as_a_view_of_its_object(digits: DetectionDataset) -> None:
+    views = ViewDataset(digits, Augmentation(imgsz=96))
+    classes = torch.cat([torch.from_numpy(digits.labels(record)[:, :1]).float() for record in digits.split("train")])
+    first = 0
+    for index, record in enumerate(digits.split("train")[:6]):
+        item = views[views.key(View(0, closed=True), index)]
+        assert len(item["object"]) == len(item["cls"]) > 0
+        # Without mixing, all objects are the image's own.
+        assert ((item["object"] >= first) & (item["object"] < first + record.boxes)).all()
+        assert torch.equal(item["cls"], classes[item["object"]])
+        first += record.boxes
+        mixed = views[views.key(View(0, closed=False), index)]
+        assert torch.equal(mixed["cls"], classes[mixed["object"]])
+    batch = views.collate_fn([views[views.key(View(0, closed=True), index)] for index in range(3)])
+    assert torch.equal(batch["cls"], classes[batch["object"]])
