@@ -109,6 +109,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    tops = {name: 1.1 * max(row[name] for row in rows) for name in ("epoch_seconds", "peak_memory_mb", "cache_mb")}
     shown = {"epoch_seconds": "epoch, s", "peak_memory_mb": "peak memory, MB", "cache_mb": "cache, MB"}
     figure, panels = plt.subplots(len(shown), len(SWEEPS), figsize=(10, 7), squeeze=False, sharey="row")
     for column, sweep in enumerate(SWEEPS):
@@ -116,12 +117,12 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
         for line, (name, label) in enumerate(shown.items()):
             axes = panels[line][column]
             axes.plot([p[sweep] for p in points], [p[name] for p in points], marker="o")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, tops[name])
             if column == 0:
                 axes.set_ylabel(label)
             if line == len(shown) - 1:
                 axes.set_xlabel(sweep)
-    figure.suptitle(f"{STUDENT} from a cache of {TEACHER}, {IMGSZ} px; else {BASE}")
+    figure.suptitle(f"{STUDENT} from a cache of {TEACHER}, {IMGSZ} px; elsewhere {BASE}")
     figure.tight_layout()
     figure.savefig(target, dpi=110)
 

@@ -20,7 +20,7 @@ from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
 from yolo_distill.components.distill_train.online import OnlineAnswer, OnlineTeacher
 from yolo_distill.components.distill_train.recipe import Recipe, value_at
-from yolo_distill.components.distill_train.terms import Labels, Matched, Step, term_value
+from yolo_distill.components.distill_train.terms import Labels, Matched, Step, at_points, term_value
 
 # What ``DistillationLoss`` is told apart from the network: its batches of labels and answers.
 Batch = dict[str, Any]
@@ -188,7 +188,7 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         assert self.distillation is not None and self.distillation.average is not None
         with torch.no_grad():
             raw = self.distillation.average()(batch["img"])[1]
-        scores, bins = (raw[name][matched.image, :, matched.point].float() for name in ("scores", "boxes"))
+        scores, bins = (at_points(raw[name].float(), matched.image, matched.point) for name in ("scores", "boxes"))
         weight = scores.sigmoid().amax(1)
         return binary_kl(matched.student_scores, scores, weight, 1.0) + localization_distillation(
             matched.student_bins, bins, weight, 1.0
@@ -224,11 +224,11 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         point, scores, boxes = (
             torch.cat([answer[name] for answer in answers]).to(self.device) for name in ("points", "scores", "boxes")
         )
-        student_scores = preds["scores"][image, :, point].float()
+        student_scores = at_points(preds["scores"].float(), image, point)
         # Of classes that were not kept nothing is known: there the student is its own teacher.
         teacher_scores = torch.where(scores.isnan(), student_scores.detach(), scores.float())
         anchors, strides = (values[point] for values in make_anchors(preds["feats"], self.stride, 0.5))
-        student_bins, teacher_bins = preds["boxes"][image, :, point].float(), boxes.float()
+        student_bins, teacher_bins = at_points(preds["boxes"].float(), image, point), boxes.float()
         student_boxes, teacher_boxes = (
             self.bbox_decode(anchors, bins.unsqueeze(0)).squeeze(0) for bins in (student_bins, teacher_bins)
         )

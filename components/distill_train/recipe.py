@@ -380,6 +380,12 @@ class Recipe(BaseModel):
         """Whether a loss compares neck features at anchor points."""
         return any(isinstance(term, ScoreWeightedL2 | PKD) for term in self.terms)
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Beginnings of the names of what no loss looks at in a teacher's answers."""
+        attention = any(isinstance(term, AttentionTransfer) for term in self.terms)
+        return ("features",) * (not self.uses_point_features) + ("attention", "channels") * (not attention)
+
 
 def value_at(value: float | Schedule, progress: float) -> float:
     """Return a value or the state of its schedule at a point of the training, 0..1."""

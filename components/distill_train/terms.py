@@ -160,6 +160,21 @@ class Step:
         return self.matched.weight * chosen
 
 
+def at_points(values: torch.Tensor, image: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    """Return the rows of some points, whose gradient flows back much faster than through indexing.
+
+    Args:
+        values: Values by position, [B, C, N].
+        image: Index in the batch of each point's image, int64 [P].
+        point: Index of each point among the N positions, int64 [P].
+
+    Returns:
+        [P, C].
+    """
+    rows = values.transpose(1, 2).flatten(0, 1)
+    return rows.index_select(0, image * values.shape[2] + point)
+
+
 def term_value(term: Term, step: Step) -> torch.Tensor:
     """Return the value of a term's loss, not yet weighted.
 
@@ -187,7 +202,7 @@ def term_value(term: Term, step: Step) -> torch.Tensor:
         case BoxSmoothL1():
             return box_smooth_l1(matched.student_boxes, matched.teacher_boxes, step.weight(term.region), term.beta)
         case PKD() | ScoreWeightedL2():
-            return _at_points(term, step)
+            return _point_features(term, step)
         case AttentionTransfer():
             return _attention(step)
         case GradCAM():
@@ -221,7 +236,7 @@ def _map_value(term: Any, step: Step, pair: LayerPair, temperature: float) -> to
     return feature_mse(student, teacher)
 
 
-def _at_points(term: PKD | ScoreWeightedL2, step: Step) -> torch.Tensor:
+def _point_features(term: PKD | ScoreWeightedL2, step: Step) -> torch.Tensor:
     loss = pkd if isinstance(term, PKD) else score_weighted_l2
     matched, weight = step.matched, step.weight(term.region)
     total = weight.new_zeros(())
@@ -234,7 +249,7 @@ def _at_points(term: PKD | ScoreWeightedL2, step: Step) -> torch.Tensor:
         first += height * width
         teacher = torch.cat([answer[f"features.{level}"] for answer in step.answers]).to(weight.device).float()
         # A level without points of weight has no say; its projector stays in the graph through the empty product.
-        student = step.projector(pair)(feature[matched.image[here], :, cell // width, cell % width])
+        student = step.projector(pair)(at_points(feature.flatten(2), matched.image[here], cell))
         total = total + loss(student, teacher, weight[here])
     return total / len(step.necks)
 
@@ -275,7 +290,7 @@ def _cross_kd(term: CrossKD, step: Step, temperature: float) -> torch.Tensor:
     assert matched.teacher_bins is not None
     features = [align_scale(step.projected(pair), step.teacher_maps[pair.name]) for pair in step.necks]
     boxes, scores = head_outputs(step.head, features)
-    at_points = (matched.image, slice(None), matched.point)
-    return binary_kl(scores[at_points], matched.teacher_scores, weight, temperature) + localization_distillation(
-        boxes[at_points], matched.teacher_bins, weight, temperature
+    scores, boxes = (at_points(values, matched.image, matched.point) for values in (scores, boxes))
+    return binary_kl(scores, matched.teacher_scores, weight, temperature) + localization_distillation(
+        boxes, matched.teacher_bins, weight, temperature
     )

@@ -102,6 +102,8 @@ class DistillationTrainer(ViewTrainer):
         self.recipe = recipe
         self.teacher = teacher
         self._pairs: list[LayerPair] = []
+        if isinstance(teacher, TeacherCache):
+            teacher.skipped = recipe.unread
         cache = teacher if isinstance(teacher, TeacherCache) else None
         schedule = cached_schedule(cache, settings) if cache else None
         answers = teacher.soft_boxes if isinstance(teacher, OriginalAnswers) else cache

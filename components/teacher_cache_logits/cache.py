@@ -161,7 +161,10 @@ class TeacherCache:
     Attributes:
         manifest: What it holds.
         files: Its shards on this machine, by name.
+        skipped: Beginnings of the names of tensors that are not read, for trainings that do not look at them.
     """
+
+    skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, chosen: Sequence[Piece] | None = None) -> None:
         """Open a cache, fetch what lies in object storage and check every shard against its digest.
@@ -204,7 +207,7 @@ class TeacherCache:
             offsets = {
                 name.removesuffix(".offsets"): shard.get_tensor(name).tolist()
                 for name in shard.keys()  # noqa: SIM118  a shard is no mapping
-                if name.endswith("offsets")
+                if name.endswith("offsets") and not name.startswith(self.skipped)
             }
             self._open[name] = shard, offsets
         opened: tuple[Any, dict[str, list[int]]] = self._open[name]

@@ -1,5 +1,6 @@
 """What a recipe sets beside its terms: steadied targets, calibrated gradients, a co-teacher, adaptive strength."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,9 @@ def test_the_average_of_the_student_teaches_nothing_that_the_student_says_alread
     batch = _batch(cache, digits)
     outputs = criterion.network.eval()(batch["img"])[1]
     assert criterion.distillation_terms(outputs, batch)["co_teacher"].item() == pytest.approx(0, abs=1e-5)
-    other = DetectionModel("yolov8n.yaml", nc=10, verbose=False).eval()
+    other = copy.deepcopy(criterion.network)
+    for branch in other.model[-1].cv3:
+        branch[-1].bias.data += 3
     criterion.distillation = replace(criterion.distillation, average=lambda: other)
     assert criterion.distillation_terms(outputs, batch)["co_teacher"].item() > 0.01
 
@@ -218,9 +221,9 @@ def test_a_training_with_everything_on_goes_on_after_a_kill(
         distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     (kept,) = (tmp_path / "work").rglob("adapters.safetensors")
     tensors = load_file(kept)
-    # 48 images in batches of 16, of which 2 were measured; each object was seen once an epoch, or more in mosaics.
+    # 48 images in batches of 16, of which 2 were measured.
     assert int(tensors["gradient_scales.batches_seen"]) == 2
-    assert int(tensors["stable_targets.views"].max()) >= 1
+    assert len(tensors["stable_targets.views"]) == sum(record.boxes for record in digits.split("train"))
     monkeypatch.undo()
     result = distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     assert [record["epoch"] for record in result.history] == [1, 2]
@@ -236,7 +239,9 @@ def test_gradients_are_clipped_as_the_recipe_says(
     step = torch.optim.SGD.step
 
     def watch(optimizer: torch.optim.SGD, *args: object) -> object:
-        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norms.append(float(torch.cat(gradients).norm()))
         return step(optimizer, *args)
 

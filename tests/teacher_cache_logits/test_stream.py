@@ -35,7 +35,11 @@ def test_openvino_answers_as_pytorch_does(exact: None, teacher_dir: Path, batche
     for (batch, ours), (same, theirs) in asked:
         assert batch is same
         assert len(ours.scores) == len(batch["img"])
-        pairs = [(ours.scores, theirs.scores), (ours.boxes, theirs.boxes), *zip(ours.features, theirs.features, strict=True)]
+        pairs = [
+            (ours.scores, theirs.scores),
+            (ours.boxes, theirs.boxes),
+            *zip(ours.features, theirs.features, strict=True),
+        ]
         for a, b in pairs:
             torch.testing.assert_close(a, b.float(), rtol=1e-3, atol=1e-3)
         compared += 1
