@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yolo_distill.components.shared.errors import InputError
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
+# In place of a recipe's name: train without a teacher.
+PLAIN = "plain"
 
 
 class Schedule(BaseModel):
@@ -150,6 +152,11 @@ class Recipe(BaseModel):
     def needs_same_view(self) -> list[str]:
         """The losses that make sense only where teacher and student saw the same view."""
         return [term.loss for term in self.terms if not isinstance(term, BinaryKL | BoxIoU)]
+
+    @property
+    def needs_online(self) -> list[str]:
+        """The losses that no cache can serve, because they need more of the teacher's answers than it keeps."""
+        return []
 
     @property
     def uses_point_features(self) -> bool:

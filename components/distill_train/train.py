@@ -10,7 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolo_distill.components.distill_train.criterion import DistillationLoss
 from yolo_distill.components.distill_train.online import OnlineTeacher
-from yolo_distill.components.distill_train.recipe import Recipe
+from yolo_distill.components.distill_train.recipe import PLAIN, Recipe
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
@@ -178,7 +178,7 @@ def distill(
         InputError: There is no such model, or the cache is about other data, another size or made by other libraries.
     """
     source = resolve_model(model, STUDENTS_FOLDER)
-    lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs)}
+    lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
     if teacher is not None and recipe is not None:
@@ -202,19 +202,24 @@ def distill(
     return StudentResult(card, trainer.history)
 
 
-def open_teacher(cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
-    """Open what the student learns from.
+def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
+    """Open what the student learns from: the cache, unless the recipe has losses that it cannot serve.
 
     Args:
+        recipe: The distillation terms.
         cache: A teacher cache, or ``None``.
         teacher: The model artifact of a teacher to ask at every step, or ``None``.
 
     Raises:
-        InputError: Both are given, or one of them cannot be opened.
+        InputError: The recipe needs a teacher and none is given, or what is chosen cannot be opened.
     """
-    if cache and teacher:
-        raise InputError("teacher", "is given beside a teacher cache", "Give the cache or the teacher")
-    if teacher:
+    if recipe.needs_online and teacher is None:
+        raise InputError(
+            f"recipe {recipe.name}",
+            f"has losses that no cache can serve: {', '.join(recipe.needs_online)}",
+            "Give the teacher, or choose another recipe",
+        )
+    if teacher is not None and (cache is None or recipe.needs_online):
         return OnlineTeacher(Teacher(teacher), AnswerFormat())
     if cache is None:
         return None
