@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from zipfile import is_zipfile
 
@@ -13,20 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_recipe, recipe_names
 from yolo_distill.components.shared import lineage
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.pipelines.plan import Argument
 
 # The model YAMLs that ultralytics knows by name and whose heads predict box distributions.
 _STOCK_MODEL = re.compile(r"yolo(v8|11|12)[nsmlx]\.yaml|yolov8[nsmlx]-ghost\.yaml")
 
 
-class DistillationArguments(BaseModel):
-    """Arguments of the pipeline; the defaults are those of ``make run``, sized for the embedded digits on two cores.
+class TrainingArguments(BaseModel):
+    """Arguments of every pipeline that trains; the defaults are sized for the embedded digits on two cores.
 
     Attributes:
         source: Images and labels: ``digits``, a folder, an archive, or an http(s) or s3 address.
         source_digest: Changes when the source does, so that caches notice.
         teacher_model: Model YAML to train from scratch, or checkpoint to fine-tune.
         student_model: Likewise for the student.
-        recipe: Distillation recipe by name, or path of a recipe file.
         epochs: Passes over the training images for the students.
         teacher_epochs: The same for the teacher; 0 to take a checkpoint as it is or refuse it.
         imgsz: Side of the square network input in pixels.
@@ -39,9 +39,6 @@ class DistillationArguments(BaseModel):
         test_fraction: The same for testing.
         on_error: What to do about mistakes in the data: ``stop``, or ``drop`` what is broken into the report.
         evaluation_split: The split whose mAP is reported.
-        calibration_images: Training images that the INT8 model's ranges are taken from.
-        benchmark_seconds: Measuring time for each model.
-        registered_name: Name of the model in MLflow's registry.
         work_root: Folder that outlives a killed run, from which unfinished training is taken up.
         cache_root: Folder or ``s3://`` address where teacher answers are kept for all runs, found again by content.
     """
@@ -52,7 +49,6 @@ class DistillationArguments(BaseModel):
     source_digest: str = ""
     teacher_model: str = "yolov8n.yaml"
     student_model: str = "yolov8p.yaml"
-    recipe: str = "default"
     epochs: int = Field(default=25, ge=1)
     teacher_epochs: int = Field(default=25, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
@@ -66,9 +62,6 @@ class DistillationArguments(BaseModel):
     test_fraction: float = Field(default=0.15, ge=0, lt=1)
     on_error: Literal["stop", "drop"] = "stop"
     evaluation_split: Literal["train", "val", "test"] = "val"
-    calibration_images: int = Field(default=300, ge=1)
-    benchmark_seconds: float = Field(default=6.0, gt=0)
-    registered_name: str = Field(default="yolo-distill", min_length=1)
     work_root: str = ""
     cache_root: str = ""
 
@@ -78,6 +71,29 @@ class DistillationArguments(BaseModel):
             raise ValueError("together with --test-fraction it leaves no image for training")
         return self
 
+    @property
+    def pipeline_arguments(self) -> dict[str, Argument]:
+        """The pipeline's own parameters."""
+        return self.model_dump()
+
+
+class DistillationArguments(TrainingArguments):
+    """Arguments of the distillation pipeline; the defaults are those of ``make run``.
+
+    Attributes:
+        recipe: Distillation recipe by name, or path of a recipe file.
+        calibration_images: Training images that the INT8 model's ranges are taken from.
+        benchmark_seconds: Measuring time for each model.
+        registered_name: Name of the model in MLflow's registry.
+    """
+
+    recipe: str = "default"
+    calibration_images: int = Field(default=300, ge=1)
+    benchmark_seconds: float = Field(default=6.0, gt=0)
+    registered_name: str = Field(default="yolo-distill", min_length=1)
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # What takes the place of the defaults above where the data are a user's own.
 OWN_DATA_DEFAULTS: dict[str, object] = {
@@ -104,10 +120,21 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     Raises:
         InputError: A value is out of range, or names something that does not exist.
     """
+    arguments = checked_training(DistillationArguments, values)
+    return arguments.model_copy(update={"recipe": check_recipe(arguments.recipe)})
+
+
+def checked_training(kind: type[Arguments], values: Mapping[str, object]) -> Arguments:
+    """Check the arguments that every pipeline has, as :func:`checked_arguments` does.
+
+    Args:
+        kind: The pipeline's arguments.
+        values: Arguments by name; those that are ``None`` get the default for the data at hand.
+    """
     own = {} if _is_digits(str(values.get("source", "digits"))) else OWN_DATA_DEFAULTS
     values = {**own, **{name: value for name, value in values.items() if value is not None}}
     try:
-        arguments = DistillationArguments.model_validate(values)
+        arguments = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "val_fraction"
@@ -119,7 +146,6 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
             "source": _check_source(arguments.source),
             "teacher_model": _check_model(arguments.teacher_model, "--teacher", {}),
             "student_model": _check_model(arguments.student_model, "--student", students),
-            "recipe": _check_recipe(arguments.recipe),
             "cache_root": _check_cache_root(arguments.cache_root),
         }
     )
@@ -192,6 +218,7 @@ def _check_model_file(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}", "is not a model: it has no backbone and head", "Give a model YAML")
 
 
-def _check_recipe(recipe: str) -> str:
+def check_recipe(recipe: str) -> str:
+    """Check a recipe and return its name, or the absolute path of its file."""
     load_recipe(recipe)
     return recipe if recipe in recipe_names() else str(Path(recipe).absolute())
