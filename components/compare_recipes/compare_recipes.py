@@ -1,6 +1,5 @@
 """Compares the recipes of an ablation."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def build_comparison(arms: dict[str, list[Trial]]) -> RecipeComparison:
     recipes = sorted((_recipe(name, trials) for name, trials in arms.items()), key=lambda one: -one.map)
     ranked = [recipe.name for recipe in recipes]
     level, seeds = adjusted_level(len(ranked)), list(recipes[0].by_seed)
-    draws = max(_RESAMPLES, math.ceil(_DRAWS_BEYOND / ((1 - level) / 2)))
+    draws = max(_RESAMPLES, round(_DRAWS_BEYOND / ((1 - level) / 2)))
     resamples = Resamples.draw(first.images, len(seeds), draws)
     scores = _scores(arms, resamples)
     differences = [
