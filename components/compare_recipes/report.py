@@ -17,6 +17,9 @@ from yolo_distill.components.shared.pages import COLOURS, render_page
 
 _MOST_CLASSES = 20
 _VALIDATED = "metrics/mAP50-95"
+_PLAIN_COLOUR = COLOURS[1]
+# Neighbours in the ranking should not look alike, as the two blues do.
+_RECIPE_COLOURS = tuple(COLOURS[number] for number in (2, 5, 4, 6, 3, 0))
 
 
 def report(comparison: RecipeComparison, arms: Mapping[str, Sequence[Trial]]) -> str:
@@ -110,8 +113,8 @@ def _ends(interval: Interval) -> list[float]:
 
 def _colours(names: list[str]) -> dict[str, str]:
     """Return a colour for each recipe; plain training always has the same."""
-    rest = cycle(COLOURS[2:])
-    return {name: COLOURS[1] if name == PLAIN else next(rest) for name in names}
+    rest = cycle(_RECIPE_COLOURS)
+    return {name: _PLAIN_COLOUR if name == PLAIN else next(rest) for name in names}
 
 
 def _shown_classes(comparison: RecipeComparison) -> list[str]:
