@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = Path(sys.executable).parent / "yolo-distill"
 TINY = (
-    "--data=digits:train=16,val=8,test=8,size=64",
+    "--data=digits:train=16,val=8,test=8,size=96",
     "--imgsz=64",
     "--epochs=1",
     "--teacher-epochs=1",
