@@ -2,33 +2,36 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines import options
 from yolo_distill.pipelines.ablation.arguments import AblationArguments
 from yolo_distill.pipelines.ablation.arguments import checked_arguments as checked_ablation
+from yolo_distill.pipelines.cluster import load_cluster
 from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments, checked_arguments
 from yolo_distill.pipelines.events import RunWatch
-from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS, RunError, run_pipeline
+from yolo_distill.pipelines.failures import failures_in_a_line
+from yolo_distill.pipelines.launch import RunError, run_pipeline
 from yolo_distill.pipelines.plan import RunPlan
+from yolo_distill.pipelines.remote_commands import add_remote_commands
 
 _DEFAULTS = DistillationArguments()
 _ABLATION = AblationArguments()
 # Characters in a line where nobody's terminal sets a limit.
 _FILE_WIDTH = 140
+_INTERRUPTED = "the next run goes on where this one stopped"
 _OUTPUT = Path("runs")
 
 
@@ -74,6 +77,15 @@ def run_command(
         str,
         typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=options.TRAINING),
     ] = _DEFAULTS.recipe,
+    teacher_answers: Annotated[
+        str,
+        typer.Option(
+            help="What the student learns from: cache, the teacher's answers to every view of an image, asked once and"
+            " kept; original, one answer to each image, carried into its views (with --recipe original or a like one);"
+            " online, the teacher asked at every step.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = _DEFAULTS.teacher_answers,
     epochs: options.Epochs = None,
     teacher_epochs: options.TeacherEpochs = None,
     imgsz: options.ImageSize = None,
@@ -94,6 +106,14 @@ def run_command(
     ] = _DEFAULTS.registered_name,
     output: options.Output = _OUTPUT,
     cache_root: options.CacheRoot = _DEFAULTS.cache_root,
+    cache_parts: Annotated[
+        int,
+        typer.Option(
+            help="Parts in which the teacher is asked for its answers, side by side: one a pod on Kubeflow, two at a"
+            " time here.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = len(_DEFAULTS.cache_parts),
     cache: options.UseCache = True,
     verbose: options.Verbose = False,
 ) -> None:
@@ -110,6 +130,7 @@ def run_command(
         "teacher_model": teacher,
         "student_model": student,
         "recipe": recipe,
+        "teacher_answers": teacher_answers,
         "epochs": epochs,
         "teacher_epochs": teacher_epochs,
         "imgsz": imgsz,
@@ -123,8 +144,10 @@ def run_command(
         "benchmark_seconds": benchmark_seconds,
         "registered_name": registered_name,
         "cache_root": cache_root,
+        "cache_parts": cache_parts,
     }
-    with _failures_in_a_line():
+    with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
         arguments = checked_arguments(values)
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
@@ -197,7 +220,8 @@ def ablate_command(
         "evaluation_split": split,
         "cache_root": cache_root,
     }
-    with _failures_in_a_line():
+    with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
         arguments = checked_ablation(values)
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.ablation.run import plan_run
@@ -215,15 +239,69 @@ def compile_command(
         Path | None, typer.Option("--output", "-o", help="YAML file to write.", show_default="yolov8-<pipeline>.yaml")
     ] = None,
     pipeline: Annotated[_Pipeline, typer.Option(help="Which pipeline.")] = _Pipeline.distillation,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file: images, resources, volumes, secrets of the tasks.")
+    ] = None,
 ) -> None:
     """Write a pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
-    with _failures_in_a_line():
+    with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
         from yolo_distill.pipelines.ablation import run as ablation
         from yolo_distill.pipelines.distillation import run as distillation
 
         target = output or Path(f"yolov8-{pipeline.value}.yaml")
-        {_Pipeline.distillation: distillation, _Pipeline.ablation: ablation}[pipeline].compile_pipeline(target)
+        module = {_Pipeline.distillation: distillation, _Pipeline.ablation: ablation}[pipeline]
+        module.compile_pipeline(target, load_cluster(cluster) if cluster else None)
         Console().print(f"Wrote {shown_path(target)}", soft_wrap=True)
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder of a run, or a YOLOv8 detection model from elsewhere: an .onnx, .xml or .pt file.",
+            show_default=False,
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(help="An image, a folder of images, a video, or the number of a camera.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for annotated pictures and detections.jsonl.")
+    ] = Path("predictions"),
+    conf: Annotated[float, typer.Option(help="Lowest score that counts, 0 to 1.")] = 0.25,
+    iou: Annotated[
+        float, typer.Option(help="Overlap from which the worse of two boxes of a class is dropped, 0 to 1.")
+    ] = 0.7,
+    classes: Annotated[str, typer.Option(help="Classes to look for, separated by commas.", show_default="all")] = "",
+    imgsz: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the network's input in pixels, for a model that takes any size.",
+            show_default="what the model was made for",
+        ),
+    ] = None,
+) -> None:
+    """Find objects in images, a video or a camera's pictures, and draw them.
+
+    Needs neither PyTorch nor a GPU for ONNX and OpenVINO models.
+    """
+    with failures_in_a_line("what was made until then is complete"):
+        # OpenCV takes a moment to import, and --help need not wait for it.
+        from yolo_distill.pipelines.prediction.predict import checked_settings, predict
+
+        settings = checked_settings(conf, iou, classes, imgsz)
+        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+        tally = predict(model, source, output, settings, console)
+        if tally.unread:
+            images = tally.pictures + len(tally.unread)
+            more = f" ({len(tally.unread)} of {images} images could not be read)" if images > 1 else ""
+            raise RunError(f"{tally.unread[0]}{more}", by_input=True)
+        # A camera has no end of its own.
+        if tally.interrupted and not source.isdecimal():
+            raise KeyboardInterrupt
 
 
 def _run(plan_run: Callable[[], RunPlan], *, verbose: bool) -> tuple[RunPlan, RunWatch, Console]:
@@ -234,25 +312,17 @@ def _run(plan_run: Callable[[], RunPlan], *, verbose: bool) -> tuple[RunPlan, Ru
     return plan, run_pipeline(plan, console, verbose=verbose), console
 
 
-@contextmanager
-def _failures_in_a_line() -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        _fail(str(error), INPUT_ERROR_STATUS)
-    except RunError as error:
-        _fail(str(error), INPUT_ERROR_STATUS if error.by_input else 1, error.log_tail)
-    except KeyboardInterrupt:
-        _fail("interrupted; the next run goes on where this one stopped", 130)
-
-
-def _fail(message: str, status: int, log_tail: str = "") -> NoReturn:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if log_tail:
-        console.print(Text.from_ansi(log_tail), style="dim")
-    console.print(Text.assemble(("error: ", "bold red"), (" ".join(message.split()), "red")))
-    raise typer.Exit(status)
+def _require_pipeline_libraries() -> None:
+    if find_spec("kfp") is None:
+        raise InputError(
+            "yolo-distill",
+            "was installed to run models, without the libraries of the pipeline",
+            "Install yolo-distill[pipeline]",
+        )
 
 
 def _end_on_signal(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
+
+
+add_remote_commands(app, run_command)

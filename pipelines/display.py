@@ -15,7 +15,13 @@ from rich.text import Text
 
 from yolo_distill.pipelines.events import RunWatch, TaskView
 
-_MARKS = {"waiting": ("·", "dim"), "cached": ("↺", "cyan"), "done": ("✓", "green"), "failed": ("✗", "bold red")}
+_MARKS = {
+    "waiting": ("·", "dim"),
+    "skipped": ("-", "dim"),
+    "cached": ("↺", "cyan"),
+    "done": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+}
 
 # Without a terminal, seconds between two lines on the progress of one task.
 _LINE_INTERVAL = 15.0
@@ -64,7 +70,8 @@ class _TableDisplay:
         for task in tasks:
             table.add_row(self._mark(task), Text(task.title), _bar(task), _clock(task.seconds), _note(task))
         ended = sum(task.state in {"done", "cached", "failed"} for task in tasks)
-        table.add_row("", "", f"{ended} of {len(tasks)} tasks", _clock(time.time() - self._started), style="bold")
+        wanted = sum(task.state != "skipped" for task in tasks)
+        table.add_row("", "", f"{ended} of {wanted} tasks", _clock(time.time() - self._started), style="bold")
         return table
 
     def _mark(self, task: TaskView) -> RenderableType:

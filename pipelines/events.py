@@ -5,14 +5,16 @@ at fault, the error (:mod:`yolo_distill.components.shared.progress`). Who displa
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-TaskState = Literal["waiting", "running", "cached", "done", "failed"]
+from yolo_distill.pipelines.graph import PlannedTask
+
+TaskState = Literal["waiting", "running", "cached", "done", "failed", "skipped"]
 
 
 class TaskEvent(BaseModel):
@@ -93,16 +95,18 @@ class RunWatch:
         tasks: Every task of the pipeline by name, in the order in which they are shown.
     """
 
-    def __init__(self, folder: Path, titles: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, tasks: Iterable[PlannedTask]) -> None:
         """Begin to watch.
 
         Args:
             folder: Where the event files are or will be.
-            titles: How people call each task, by its name in the pipeline.
+            tasks: The tasks of the pipeline.
         """
-        self.tasks = {name: TaskView(name, title) for name, title in titles.items()}
+        self.tasks = {
+            task.name: TaskView(task.name, task.title, "skipped" if task.skipped else "waiting") for task in tasks
+        }
         self._folder = folder
-        self._offsets = dict.fromkeys(titles, 0)
+        self._offsets = dict.fromkeys(self.tasks, 0)
 
     def poll(self) -> list[TaskView]:
         """Read what was written since the last call.

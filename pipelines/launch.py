@@ -17,7 +17,8 @@ from rich.text import Text
 
 from yolo_distill.pipelines.display import run_display
 from yolo_distill.pipelines.events import RunWatch
-from yolo_distill.pipelines.plan import RunPlan, task_titles
+from yolo_distill.pipelines.graph import planned_tasks
+from yolo_distill.pipelines.plan import RunPlan
 
 # With this the process of a run ends when the user's input is at fault and no task has said so.
 INPUT_ERROR_STATUS = 2
@@ -60,7 +61,7 @@ def run_pipeline(plan: RunPlan, console: Console, *, verbose: bool = False) -> R
     """
     plan.save()
     plan.log.parent.mkdir(parents=True, exist_ok=True)
-    watch = RunWatch(plan.events, task_titles(plan.pipeline))
+    watch = RunWatch(plan.events, planned_tasks(plan.pipeline, plan.arguments))
     # KFP leaves a temporary folder behind for every task.
     with TemporaryDirectory(prefix="yolo-distill-", ignore_cleanup_errors=True) as scratch:
         process = _start(plan, Path(scratch))

@@ -8,6 +8,7 @@ shows by the end of its standard input.
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,21 +19,26 @@ from types import FrameType
 from typing import Any
 
 from kfp import components, dsl, local
-from kfp.local import status, task_dispatcher
+from kfp.local import io, status, task_dispatcher
 from kfp.local.orchestrator import task_executor
+from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.lineage import PIPELINE_RUN_ID_VARIABLE, PIPELINE_RUN_NAME_VARIABLE
 from yolo_distill.components.shared.progress import PROGRESS_FILE_VARIABLE
 from yolo_distill.pipelines.events import TaskEvent, TaskState, event_file, write_event
+from yolo_distill.pipelines.graph import iteration_name, planned_tasks
 from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS
 from yolo_distill.pipelines.plan import RunPlan
 from yolo_distill.pipelines.tracking import pipeline_run
 
+# How the runner tells the iterations of a loop apart.
+_ITERATION = re.compile(r"/for-loop-\d+-iteration-(\d+)")
+
 
 @contextmanager
 def reported_tasks(events: Path) -> Iterator[None]:
-    """Have KFP's local runner write an event whenever a task changes its state.
+    """Have KFP's local runner write an event whenever a task changes its state, and begin no task after a failure.
 
     The runner offers no hook, so that its two functions through which every task goes are wrapped: one sees all tasks,
     the other only those that the cache has no answer for.
@@ -43,14 +49,20 @@ def reported_tasks(events: Path) -> Iterator[None]:
     execute_task, dispatch_task = task_executor.execute_single_task, task_dispatcher.run_single_task_implementation
     # Loops run their tasks in threads.
     current = threading.local()
+    failed = threading.Event()
 
-    def execute(*, task_name: str, **rest: Any) -> tuple[dict[str, Any], status.Status]:
-        current.task, current.state = task_name, "cached"
-        outputs, result = execute_task(task_name=task_name, **rest)
+    def execute(*, task_name: str, pipeline_resource_name: str, **rest: Any) -> tuple[dict[str, Any], status.Status]:
+        # The runner would go on with whatever does not depend on the task that failed or was ended.
+        if failed.is_set():
+            return {}, status.Status.FAILURE
+        task = iteration_name(task_name, [int(number) for number in _ITERATION.findall(pipeline_resource_name)])
+        current.task, current.state = task, "cached"
+        outputs, result = execute_task(task_name=task_name, pipeline_resource_name=pipeline_resource_name, **rest)
         if result is status.Status.SUCCESS:
-            write_event(events, task_name, _success(current.state, outputs))
+            write_event(events, task, _success(current.state, outputs))
         else:
-            write_event(events, task_name, TaskEvent(state="failed"))
+            failed.set()
+            write_event(events, task, TaskEvent(state="failed"))
         return outputs, result
 
     def dispatch(*, executor_spec: Any, **rest: Any) -> tuple[dict[str, Any], status.Status]:
@@ -68,6 +80,28 @@ def reported_tasks(events: Path) -> Iterator[None]:
         yield
     finally:
         task_executor.execute_single_task, task_dispatcher.run_single_task_implementation = execute_task, dispatch_task
+
+
+@contextmanager
+def artifacts_of_branches() -> Iterator[None]:
+    """Let KFP's local runner take ``dsl.OneOf`` for artifacts, which it does for parameters alone."""
+    outputs_of_dag = OrchestratorUtils.get_dag_output_artifacts
+
+    def of_those_that_ran(dag_outputs_spec: Any, io_store: io.IOStore) -> dict[str, Any]:
+        narrowed = type(dag_outputs_spec)()
+        narrowed.CopyFrom(dag_outputs_spec)
+        for output in narrowed.artifacts.values():
+            made = [one for one in output.artifact_selectors if _is_made(one, io_store)]
+            del output.artifact_selectors[:]
+            output.artifact_selectors.extend(made)
+        outputs: dict[str, Any] = outputs_of_dag(narrowed, io_store)
+        return outputs
+
+    OrchestratorUtils.get_dag_output_artifacts = of_those_that_ran
+    try:
+        yield
+    finally:
+        OrchestratorUtils.get_dag_output_artifacts = outputs_of_dag
 
 
 def run(plan: RunPlan) -> None:
@@ -92,8 +126,19 @@ def run(plan: RunPlan) -> None:
         cache_root=str(plan.cache),
     )
     pipeline = components.load_component_from_file(str(plan.pipeline))
-    with pipeline_run(plan), reported_tasks(plan.events):
+    with pipeline_run(plan), reported_tasks(plan.events), artifacts_of_branches():
         pipeline(**plan.arguments)
+        for task in planned_tasks(plan.pipeline, plan.arguments):
+            if not event_file(plan.events, task.name).exists():
+                write_event(plan.events, task.name, TaskEvent(state="skipped"))
+
+
+def _is_made(selector: Any, io_store: io.IOStore) -> bool:
+    try:
+        io_store.get_task_output(selector.producer_subtask, selector.output_artifact_key)
+    except ValueError:
+        return False
+    return True
 
 
 def _success(state: TaskState, outputs: dict[str, Any]) -> TaskEvent:

@@ -9,12 +9,11 @@ from datetime import datetime
 from importlib import metadata, resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.shared.files import write_text
 
-Argument = str | int | float | bool | list[dict[str, str | int]]
+Argument = str | int | float | bool | list[str] | list[dict[str, str | int]]
 
 
 class RunPlan(BaseModel):
@@ -126,19 +125,6 @@ def code_digest() -> str:
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     for requirement in sorted(metadata.requires("yolo-distill") or []):
         name = re.match(r"[\w.-]+", requirement)
-        if name and "extra ==" not in requirement:
+        if name and ("extra ==" not in requirement or 'extra == "pipeline"' in requirement):
             digest.update(f"{name[0]}=={metadata.version(name[0])}\0".encode())
     return digest.hexdigest()
-
-
-def task_titles(pipeline: Path) -> dict[str, str]:
-    """Return how people call each task of a compiled pipeline, by task name, upstream tasks first."""
-    tasks = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["root"]["dag"]["tasks"]
-    depths: dict[str, int] = {}
-
-    def depth(name: str) -> int:
-        if name not in depths:
-            depths[name] = 1 + max((depth(upstream) for upstream in tasks[name].get("dependentTasks", [])), default=0)
-        return depths[name]
-
-    return {name: tasks[name]["taskInfo"]["name"] for name in sorted(tasks, key=lambda name: (depth(name), name))}

@@ -16,16 +16,17 @@ from yolo_distill.pipelines.plan import RunPlan
 _LATEST = "latest"
 
 
-def publish(plan: RunPlan, watch: RunWatch, results: Mapping[str, tuple[str, str]]) -> None:
+def publish(plan: RunPlan, watch: RunWatch, results: Mapping[str, tuple[list[str], str]]) -> None:
     """Copy what a run has made, or taken over, into its folder, and point ``latest`` there.
 
     Args:
         plan: The run.
         watch: What its tasks have made.
-        results: Task and output of each result, by the name that it is found under.
+        results: The tasks of which one runs and makes the result, and their output, by the name that it is found under.
     """
-    for name, (task, output) in results.items():
-        made, target = watch.tasks[task].outputs[output], plan.folder / name
+    for name, (tasks, output) in results.items():
+        [made] = [watch.tasks[task].outputs[output] for task in tasks if watch.tasks[task].state != "skipped"]
+        target = plan.folder / name
         if made.is_dir():
             shutil.copytree(made, target, dirs_exist_ok=True)
         else:

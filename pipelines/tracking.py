@@ -8,7 +8,8 @@ from mlflow.entities import Metric, Param, RunTag
 
 from yolo_distill.components.shared import lineage
 from yolo_distill.pipelines.events import RunWatch
-from yolo_distill.pipelines.plan import RunPlan, code_digest, task_titles
+from yolo_distill.pipelines.graph import planned_tasks
+from yolo_distill.pipelines.plan import RunPlan, code_digest
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def pipeline_run(plan: RunPlan) -> Iterator[None]:
 
 
 def _record_tasks(client: MlflowClient, run_id: str, plan: RunPlan) -> None:
-    watch = RunWatch(plan.events, task_titles(plan.pipeline))
+    watch = RunWatch(plan.events, planned_tasks(plan.pipeline, plan.arguments))
     watch.poll()
     tags = {}
     metrics = []

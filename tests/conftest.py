@@ -44,6 +44,16 @@ def student_dir(digits: DetectionDataset, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def lively_dir(digits: DetectionDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights whose answers differ from image to image, unlike those of a hardly trained one."""
+    from tests.lively import lively_model
+
+    target = tmp_path_factory.mktemp("lively") / "model"
+    lively_model(digits, target)
+    return target
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of real data sets, which are not part of this repository."""
     folder = Path(os.environ.get("YOLO_DISTILL_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))

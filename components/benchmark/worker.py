@@ -17,7 +17,7 @@ from typing import TextIO
 import numpy as np
 
 from yolo_distill.components.benchmark.machine import peak_memory_bytes
-from yolo_distill.components.shared.detector import Detector, open_detector, postprocess, preprocess
+from yolo_distill.components.shared.detector import Detector, ImageSize, open_detector, postprocess, preprocess
 from yolo_distill.components.shared.detector.images import read_image
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -156,7 +156,7 @@ def _throughput(
     return batch_throughput(detector, images)
 
 
-def _batches(images: list[np.ndarray], size: int, imgsz: int) -> Iterator[np.ndarray]:
+def _batches(images: list[np.ndarray], size: int, imgsz: ImageSize) -> Iterator[np.ndarray]:
     """Return network inputs, float32 [size, 3, imgsz, imgsz], that use every image at least once."""
     ring = itertools.cycle(images)
     for _ in range(-(-len(images) // size)):

@@ -14,6 +14,7 @@ def distill_train(  # noqa: ANN201
     history: dsl.Output[dsl.Artifact],
     cache: dsl.Input[dsl.Artifact] = None,
     teacher: dsl.Input[dsl.Model] = None,
+    initial: dsl.Input[dsl.Model] = None,
     name: str = "distilled",
     model: str = "yolov8n.yaml",
     recipe: str = "default",
@@ -37,6 +38,7 @@ def distill_train(  # noqa: ANN201
         cache: Teacher cache of teacher-cache-logits.
         teacher: Model artifact of the teacher, to ask it at every step: without a cache, or for a recipe that no cache
             can serve. With neither a cache nor a teacher the student is trained plainly.
+        initial: Model artifact to go on training, such as a pruned one, in place of the named model.
         name: How the student is called in tables and lineage.
         model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
         recipe: Which distillation losses to use, by name or by the path of a YAML file; plain to train plainly whatever
@@ -60,7 +62,8 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.training import last_metrics, train_settings
 
-    parameters = {"model": model, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
+    source = initial.metadata.get("architecture", "") if initial else model
+    parameters = {"model": source, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
     parameters["augmentation"] = augmentation
     distilling = recipe != PLAIN and (cache is not None or teacher is not None)
     parameters["recipe"] = recipe if distilling else PLAIN
@@ -78,6 +81,7 @@ def distill_train(  # noqa: ANN201
             name=name,
             recipe=losses,
             teacher=answers,
+            initial=initial and Path(initial.path),
             work_root=Path(work_root) if work_root else None,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))

@@ -1,7 +1,7 @@
 """The detection loss with distillation terms."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
@@ -10,90 +10,74 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.tal import make_anchors
 
-from yolo_distill.components.distill_train.losses.attention_transfer import attention_transfer
+from yolo_distill.components.distill_train.calibration import GradientScales, gradient_norm
+from yolo_distill.components.distill_train.layers import LayerOutputs, LayerPair
+from yolo_distill.components.distill_train.losses.adaptive import disagreement, teacher_quality
 from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
-from yolo_distill.components.distill_train.losses.box_iou import box_iou
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
-from yolo_distill.components.distill_train.losses.pkd import pkd
-from yolo_distill.components.distill_train.losses.score_weighted_l2 import score_weighted_l2
-from yolo_distill.components.distill_train.online import OnlineTeacher
-from yolo_distill.components.distill_train.recipe import (
-    PKD,
-    AttentionTransfer,
-    BinaryKL,
-    BoxIoU,
-    LocalizationDistillation,
-    Recipe,
-    Term,
-    value_at,
-)
+from yolo_distill.components.distill_train.online import OnlineAnswer, OnlineTeacher
+from yolo_distill.components.distill_train.recipe import Recipe, value_at
+from yolo_distill.components.distill_train.terms import Labels, Matched, Step, term_value
 
-FeatureLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# What ``DistillationLoss`` is told apart from the network: its batches of labels and answers.
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What student and teacher say at the P anchor points of a batch that the teacher's answer covers, in float32.
+class Distillation:
+    """What a student is distilled with.
 
     Attributes:
-        image: Index in the batch of each point's image, int64 [P].
-        point: Index of each point among the A anchor points, int64 [P].
-        student_scores: Class logits, [P, nc].
-        teacher_scores: Class logits, [P, nc].
-        student_bins: DFL logits, [P, 4 * reg_max].
-        teacher_bins: DFL logits, [P, 4 * reg_max]; ``None`` where the teacher saw another image than the student.
-        student_boxes: Corners x1, y1, x2, y2 in strides, [P, 4].
-        teacher_boxes: Corners in strides, [P, 4].
-        weight: The teacher's best class score, [P], 0..1.
+        recipe: The terms.
+        pairs: The layers that they compare.
+        adapters: What trains beside the student: projectors and the losses' own layers, ``stable_targets`` and
+            ``gradient_scales`` where the recipe asks for them.
+        online: The teacher to ask at every step, for batches that come without its answers.
+        average: Returns the moving average of the student, where the recipe has it as a co-teacher.
+        seed: Seed of random masks.
     """
 
-    image: torch.Tensor
-    point: torch.Tensor
-    student_scores: torch.Tensor
-    teacher_scores: torch.Tensor
-    student_bins: torch.Tensor
-    teacher_bins: torch.Tensor | None
-    student_boxes: torch.Tensor
-    teacher_boxes: torch.Tensor
-    weight: torch.Tensor
+    recipe: Recipe
+    pairs: Sequence[LayerPair] = ()
+    adapters: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    online: OnlineTeacher | None = None
+    average: Callable[[], nn.Module] | None = None
+    seed: int = 0
 
 
 class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
     """Ultralytics' detection loss plus a recipe's terms.
 
     The detection loss counts labelled images only; the terms count every image. Like ultralytics' own losses, the terms
-    are multiplied by the batch size.
+    are multiplied by the batch size. They are computed in float32 whatever the network computes in.
 
     Attributes:
-        recipe: The terms, or ``None`` for the detection loss alone.
-        projectors: Networks that bring the student's neck features to the teacher's width, by level.
+        distillation: What the student is distilled with, or ``None`` for the detection loss alone.
         progress: How far the training is, 0..1, for schedules.
     """
 
-    def __init__(
-        self,
-        network: DetectionModel,
-        recipe: Recipe | None,
-        projectors: nn.ModuleList | None,
-        online: OnlineTeacher | None = None,
-    ) -> None:
+    def __init__(self, network: DetectionModel, distillation: Distillation | None = None) -> None:
         """Set up the loss.
 
         Args:
             network: The student, on its device, with its hyperparameters as ``args``.
-            recipe: The distillation terms, or ``None``.
-            projectors: One a level, where a term of the recipe compares features.
-            online: The teacher to ask at every step, for batches that come without its answers.
+            distillation: What it is distilled with.
         """
         super().__init__(network)
-        self.online = online
-        self.recipe = recipe
-        self.projectors = projectors
+        self.distillation = distillation
         self.progress = 0.0
+        self._parameters = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
+        if distillation:
+            self._outputs = LayerOutputs(network, [p.student for p in distillation.pairs if not p.is_neck])
+            self._generator = torch.Generator().manual_seed(distillation.seed)
+            if distillation.online:
+                maps = distillation.pairs if distillation.recipe.needs_online else []
+                distillation.online.keep_maps([p.teacher for p in maps if p.teacher is not None])
 
-    def loss(self, preds: dict[str, Any], batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, preds: dict[str, Any], batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute the loss.
 
         Args:
@@ -107,77 +91,132 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         """
         size = len(preds["boxes"])
         detection, items = self._detection_loss(preds, batch)
-        if self.recipe is None:
+        if self.distillation is None:
             return detection * size, items
-        supervision = value_at(self.recipe.supervision, self.progress)
-        answers = batch["answer"] if self.online is None else self.online.read(batch)
-        terms = self.distillation_terms(preds, answers)
+        supervision = value_at(self.distillation.recipe.supervision, self.progress)
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self.distillation_terms(preds, batch, detection)
         items |= {f"kd_{name}": value.detach() for name, value in terms.items()}
         return torch.cat([supervision * detection, torch.stack(list(terms.values()))]) * size, items
 
     def distillation_terms(
-        self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
+        self, preds: dict[str, Any], batch: Batch, detection: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """Return the recipe's terms by the name of their loss, weighted as the recipe says, not yet times the batch.
 
         Args:
             preds: The student's raw outputs.
-            answers: The teacher's answer to each image.
+            batch: As for :meth:`loss`.
+            detection: The detection loss, by which the terms are calibrated where the recipe asks for it.
         """
-        assert self.recipe is not None
-        carried = bool(answers) and "soft_boxes" in answers[0]
-        matched = self._match_soft_boxes(preds, answers) if carried else self._match(preds, answers)
-        return {
-            term.loss: value_at(term.weight, self.progress) * self._term(term, matched, preds, answers)
-            for term in self.recipe.terms
+        assert self.distillation is not None
+        recipe = self.distillation.recipe
+        step = self._step(preds, batch)
+        terms: dict[str, torch.Tensor] = {term.loss: term_value(term, step) for term in recipe.terms}
+        if recipe.calibrate:
+            terms = self._calibrated(terms, detection)
+        weighted: dict[str, torch.Tensor] = {
+            term.loss: value_at(term.weight, self.progress) * terms[term.loss] for term in recipe.terms
         }
+        if recipe.co_teacher != 0:
+            weighted["co_teacher"] = value_at(recipe.co_teacher, self.progress) * self._co_teacher(step.matched, batch)
+        return weighted
 
-    def _term(
-        self, term: Term, matched: Matched, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
-    ) -> torch.Tensor:
-        if isinstance(term, BinaryKL):
-            temperature = value_at(term.temperature, self.progress)
-            return binary_kl(matched.student_scores, matched.teacher_scores, matched.weight, temperature)
-        if isinstance(term, LocalizationDistillation):
-            temperature = value_at(term.temperature, self.progress)
-            assert matched.teacher_bins is not None
-            return localization_distillation(matched.student_bins, matched.teacher_bins, matched.weight, temperature)
-        if isinstance(term, BoxIoU):
-            return box_iou(matched.student_boxes, matched.teacher_boxes, matched.weight)
-        if isinstance(term, AttentionTransfer):
-            return self._attention_term(preds, answers)
-        return self._feature_term(pkd if isinstance(term, PKD) else score_weighted_l2, matched, preds, answers)
+    def _step(self, preds: dict[str, Any], batch: Batch) -> Step:
+        assert self.distillation is not None
+        asked = self.distillation
+        online = asked.online.read(batch) if asked.online else OnlineAnswer(batch["answer"], {})
+        carried = bool(online.sparse) and "soft_boxes" in online.sparse[0]
+        matched = self._match_soft_boxes(preds, online.sparse) if carried else self._match(preds, online.sparse)
+        labels = self._labels(preds, batch)
+        matched = self._steadied(self._strengthened(matched, labels, len(preds["boxes"])), labels, batch)
+        necks = [pair.name for pair in asked.pairs if pair.is_neck]
+        student_maps = {name: feature.float() for name, feature in zip(necks, preds["feats"], strict=False)}
+        student_maps |= {p.name: self._outputs[p.student] for p in asked.pairs if not p.is_neck}
+        return Step(
+            matched=matched,
+            labels=labels,
+            progress=self.progress,
+            answers=online.sparse,
+            pairs=asked.pairs,
+            student_maps=student_maps,
+            teacher_maps={p.name: online.maps[p.teacher] for p in asked.pairs if p.teacher in online.maps},
+            adapters=asked.adapters,
+            head=asked.online.teacher.network.model[-1] if asked.online else None,
+            generator=self._generator,
+        )
 
-    def _feature_term(
-        self, loss: FeatureLoss, matched: Matched, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]
-    ) -> torch.Tensor:
-        assert self.projectors is not None
-        total = matched.weight.new_zeros(())
-        first = 0
-        for level, (feature, projector) in enumerate(zip(preds["feats"], self.projectors, strict=True)):
-            height, width = feature.shape[2:]
-            here = (matched.point >= first) & (matched.point < first + height * width)
-            cell = matched.point[here] - first
-            first += height * width
-            teacher = torch.cat([answer[f"features.{level}"] for answer in answers]).to(self.device).float()
-            # A level without points of weight has no say; its projector stays in the graph through the empty product.
-            student = projector(feature[matched.image[here], :, cell // width, cell % width].float())
-            total = total + loss(student, teacher, matched.weight[here])
-        return total / len(preds["feats"])
-
-    def _attention_term(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        assert self.projectors is not None
-        terms = []
-        for level, (feature, projector) in enumerate(zip(preds["feats"], self.projectors, strict=True)):
-            flat = feature.flatten(2).float()
-            where, channels = (
-                torch.stack([answer[f"{name}.{level}"] for answer in answers]).to(self.device).float()
-                for name in ("attention", "channels")
+    def _strengthened(self, matched: Matched, labels: Labels, images: int) -> Matched:
+        """Weight the points by the strength of their image, where the recipe adapts it."""
+        assert self.distillation is not None
+        adaptive = self.distillation.recipe.adaptive
+        strength = matched.weight.new_ones(images)
+        if "teacher_quality" in adaptive:
+            strength = strength * teacher_quality(
+                matched.teacher_scores.where(matched.known, torch.nan),
+                matched.teacher_pixels,
+                matched.image,
+                labels.boxes,
+                labels.classes,
+                labels.image,
+                images,
             )
-            # The projector is linear, so that projecting the mean is taking the mean of what is projected.
-            terms.append(attention_transfer(flat.square().mean(1), where))
-            terms.append(attention_transfer(projector(flat.mean(2)), channels))
-        return torch.stack(terms).mean()
+        if "disagreement" in adaptive:
+            strength = strength * disagreement(
+                matched.student_scores.detach(), matched.teacher_scores, matched.weight, matched.image, images
+            )
+        return replace(matched, weight=matched.weight * strength[matched.image]) if adaptive else matched
+
+    def _steadied(self, matched: Matched, labels: Labels, batch: Batch) -> Matched:
+        """Steady the teacher's scores over the views of the labelled objects, where the recipe asks for it."""
+        assert self.distillation is not None
+        if "stable_targets" not in self.distillation.adapters:
+            return matched
+        scores = self.distillation.adapters["stable_targets"](
+            matched.teacher_scores,
+            matched.teacher_pixels,
+            matched.weight,
+            matched.image,
+            labels.boxes,
+            labels.image,
+            batch["object"].to(self.device),
+        )
+        return replace(matched, teacher_scores=scores)
+
+    def _co_teacher(self, matched: Matched, batch: Batch) -> torch.Tensor:
+        """Return the losses of scores and box distributions against the moving average of the student."""
+        assert self.distillation is not None and self.distillation.average is not None
+        with torch.no_grad():
+            raw = self.distillation.average()(batch["img"])[1]
+        scores, bins = (raw[name][matched.image, :, matched.point].float() for name in ("scores", "boxes"))
+        weight = scores.sigmoid().amax(1)
+        return binary_kl(matched.student_scores, scores, weight, 1.0) + localization_distillation(
+            matched.student_bins, bins, weight, 1.0
+        )
+
+    def _calibrated(self, terms: dict[str, torch.Tensor], detection: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        assert self.distillation is not None
+        scales = self.distillation.adapters["gradient_scales"]
+        assert isinstance(scales, GradientScales)
+        if detection is not None and detection.requires_grad and not scales.finished:
+            norms = {name: gradient_norm(value, self._parameters) for name, value in terms.items()}
+            scales.see(gradient_norm(detection.sum(), self._parameters), norms)
+        return {name: scales.factor(name) * value for name, value in terms.items()}
+
+    def _labels(self, preds: dict[str, Any], batch: Batch) -> Labels:
+        normalised = batch["bboxes"].to(self.device).float()
+        return Labels(
+            image=batch["batch_idx"].to(self.device).long(),
+            classes=batch["cls"].view(-1).to(self.device).long(),
+            boxes=xywh2xyxy(normalised * self._sides(preds)),
+            normalised=normalised,
+        )
+
+    def _sides(self, preds: dict[str, Any]) -> torch.Tensor:
+        """Return width, height, width, height of the input in pixels."""
+        height, width = preds["feats"][0].shape[2:]
+        sides: torch.Tensor = torch.tensor([width, height, width, height], device=self.device) * self.stride[0]
+        return sides
 
     def _match(self, preds: dict[str, Any], answers: list[dict[str, torch.Tensor]]) -> Matched:
         lengths = torch.tensor([len(answer["points"]) for answer in answers])
@@ -188,7 +227,7 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         student_scores = preds["scores"][image, :, point].float()
         # Of classes that were not kept nothing is known: there the student is its own teacher.
         teacher_scores = torch.where(scores.isnan(), student_scores.detach(), scores.float())
-        anchors = make_anchors(preds["feats"], self.stride, 0.5)[0][point]
+        anchors, strides = (values[point] for values in make_anchors(preds["feats"], self.stride, 0.5))
         student_bins, teacher_bins = preds["boxes"][image, :, point].float(), boxes.float()
         student_boxes, teacher_boxes = (
             self.bbox_decode(anchors, bins.unsqueeze(0)).squeeze(0) for bins in (student_bins, teacher_bins)
@@ -196,8 +235,10 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         return Matched(
             image=image,
             point=point,
+            stride=strides.squeeze(1).float(),
             student_scores=student_scores,
             teacher_scores=teacher_scores,
+            known=~scores.isnan(),
             student_bins=student_bins,
             teacher_bins=teacher_bins,
             student_boxes=student_boxes,
@@ -215,11 +256,10 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         anchors, strides = make_anchors(preds["feats"], self.stride, 0.5)
         bins = preds["boxes"].transpose(1, 2).float().contiguous()
         decoded = self.bbox_decode(anchors, bins)
-        size = torch.tensor(preds["feats"][0].shape[2:], device=self.device) * self.stride[0]
         # A box's place among the batch's goes in place of its class, so that its logits are found again.
         places = torch.arange(len(boxes), device=self.device)
         rows = torch.cat([image_of_box[:, None], places[:, None], boxes], 1)
-        targets = self.preprocess(rows, len(answers), scale_tensor=size[[1, 0, 1, 0]])
+        targets = self.preprocess(rows, len(answers), scale_tensor=self._sides(preds))
         number, corners = targets.split((1, 4), 2)
         number = number.long().squeeze(2)
         _, _, _, foreground, chosen = self.assigner(
@@ -236,8 +276,10 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         return Matched(
             image=image,
             point=point,
+            stride=strides[point].squeeze(1).float(),
             student_scores=preds["scores"][image, :, point].float(),
             teacher_scores=teacher_scores,
+            known=torch.ones_like(teacher_scores, dtype=torch.bool),
             student_bins=bins[image, point],
             teacher_bins=None,
             student_boxes=decoded[image, point],

@@ -7,15 +7,21 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_distill.components.distill_train.criterion import DistillationLoss
+from yolo_distill.components.distill_train.adapters import build_adapters
+from yolo_distill.components.distill_train.calibration import GradientScales
+from yolo_distill.components.distill_train.criterion import Distillation, DistillationLoss
+from yolo_distill.components.distill_train.layers import LayerPair, layer_pairs, neck_pairs
+from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
 from yolo_distill.components.distill_train.online import OnlineTeacher
-from yolo_distill.components.distill_train.recipe import PLAIN, Recipe
+from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
-from yolo_distill.components.shared.model_card import ModelCard
+from yolo_distill.components.shared.model_card import ModelCard, read_card
 from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, resolve_model, training_folder
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
@@ -30,7 +36,7 @@ AnyTeacher = TeacherCache | OriginalAnswers | OnlineTeacher
 
 STUDENTS_FOLDER = Path(__file__).parent / "students"
 _BUILD_AGAIN = "Build the teacher cache again with teacher-cache-logits"
-_PROJECTORS_NAME = "projectors.safetensors"
+_ADAPTERS_NAME = "adapters.safetensors"
 
 
 class TeacherHead(Protocol):
@@ -64,7 +70,7 @@ class StudentResult:
 
 
 class DistillationTrainer(ViewTrainer):
-    """Trains a student on a teacher's answers; projectors train along and are left out of every checkpoint.
+    """Trains a student on a teacher's answers; adapters train along and are left out of every checkpoint.
 
     Attributes:
         recipe: The distillation terms.
@@ -95,6 +101,7 @@ class DistillationTrainer(ViewTrainer):
         """
         self.recipe = recipe
         self.teacher = teacher
+        self._pairs: list[LayerPair] = []
         cache = teacher if isinstance(teacher, TeacherCache) else None
         schedule = cached_schedule(cache, settings) if cache else None
         answers = teacher.soft_boxes if isinstance(teacher, OriginalAnswers) else cache
@@ -105,46 +112,77 @@ class DistillationTrainer(ViewTrainer):
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
     ) -> DetectionModel:
-        """Build the student, with projectors beside it where the recipe compares features."""
+        """Build the student, with what trains beside it as its ``adapters``."""
         network = super().get_model(cfg, weights, verbose)
         head = teacher_head(self.teacher)
         if head is not None:
             require_same_head(network, head)
-        if head is not None and self.recipe.uses_features:
-            network.projectors = nn.ModuleList(
-                nn.Linear(student, teacher)
-                for student, teacher in zip(_neck_channels(network), head.channels, strict=True)
-            )
+            teacher = self.teacher.teacher.network if isinstance(self.teacher, OnlineTeacher) else None
+            self._pairs = neck_pairs(network, head.channels, teacher)
+            layers = sorted({layer for term in self.recipe.terms for layer in getattr(term, "layers", [])})
+            if layers and teacher is not None:
+                self._pairs += layer_pairs(network, teacher, layers)
+        adapters = build_adapters(self.recipe, self._pairs)
+        if self.recipe.views_momentum:
+            boxes = sum(record.boxes for record in self.dataset.split("train"))
+            adapters["stable_targets"] = StableTargets(boxes, self.data["nc"], self.recipe.views_momentum)
+        if self.recipe.calibrate:
+            terms = [term.loss for term in self.recipe.terms]
+            adapters["gradient_scales"] = GradientScales(terms, **self.recipe.calibrate.model_dump())
+        network.adapters = adapters
         return network
 
     def save_model(self) -> bool:
-        """Write the checkpoint without projectors, which go into a file of their own for resuming."""
+        """Write the checkpoint without adapters, which go into a file of their own for resuming."""
         ema = self.ema.ema
-        projectors = ema._modules.pop("projectors", None)
+        adapters = ema._modules.pop("adapters")
         try:
             saved = super().save_model()
         finally:
-            if projectors is not None:
-                ema.projectors = projectors
-        if projectors is not None:
-            save_file(projectors.state_dict(), self.wdir / _PROJECTORS_NAME)
+            ema.adapters = adapters
+        save_file(unwrap_model(self.model).adapters.state_dict(), self.wdir / _ADAPTERS_NAME)
         return saved
 
+    def optimizer_step(self) -> None:
+        """Clip the gradients as the recipe says, then as ultralytics does, and update the weights."""
+        if limit := self.recipe.training.clip_norm:
+            # Gradients are still multiplied by the scale of mixed precision.
+            nn.utils.clip_grad_norm_(self.model.parameters(), limit * self.scaler.get_scale())
+        super().optimizer_step()
+
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        if self.recipe.uses_features:
-            weights = load_file(self.wdir / _PROJECTORS_NAME)
-            self.model.projectors.load_state_dict(weights)
-            ckpt["ema"].projectors = self.model.projectors
+        adapters = unwrap_model(self.model).adapters
+        adapters.load_state_dict(load_file(self.wdir / _ADAPTERS_NAME))
+        ckpt["ema"].adapters = adapters
         super()._load_checkpoint_state(ckpt)
 
     def _install_criterion(self) -> None:
         # Set after the EMA copy was made, which must not carry it into checkpoints.
-        online = self.teacher if isinstance(self.teacher, OnlineTeacher) else None
-        projectors = getattr(self.model, "projectors", None)
-        self.model.criterion = DistillationLoss(self.model, self.recipe, projectors, online)
+        network = unwrap_model(self.model)
+        network.criterion = DistillationLoss(
+            network,
+            Distillation(
+                recipe=self.recipe,
+                pairs=self._pairs,
+                adapters=network.adapters,
+                online=self.teacher if isinstance(self.teacher, OnlineTeacher) else None,
+                average=lambda: self.ema.ema,
+                seed=self.settings.seed,
+            ),
+        )
 
     def _tell_progress(self) -> None:
-        self.model.criterion.progress = self.epoch / max(self.epochs - 1, 1)
+        unwrap_model(self.model).criterion.progress = self._progress
+
+    @property
+    def _progress(self) -> float:
+        return float(self.epoch / max(self.epochs - 1, 1))
+
+    def _record_epoch(self) -> None:
+        super()._record_epoch()
+        for term in self.recipe.terms:
+            if value_at(term.weight, self._progress) > 0 and self.history[-1][f"train/kd_{term.loss}"] == 0:
+                LOGGER.warning(f"{term.loss} was 0 throughout epoch {self.epoch + 1}: it teaches the student nothing")
 
 
 def distill(
@@ -156,6 +194,7 @@ def distill(
     name: str,
     recipe: Recipe | None = None,
     teacher: AnyTeacher | None = None,
+    initial: Path | None = None,
     work_root: Path | None = None,
 ) -> StudentResult:
     """Train a student.
@@ -169,6 +208,7 @@ def distill(
         recipe: The distillation terms; used with a teacher only.
         teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
+        initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
 
     Returns:
@@ -177,7 +217,9 @@ def distill(
     Raises:
         InputError: There is no such model, or the cache is about other data, another size or made by other libraries.
     """
-    source = resolve_model(model, STUDENTS_FOLDER)
+    source, architecture = _student(model, initial)
+    if recipe is not None and teacher is not None:
+        settings = settings.model_copy(update=recipe.training.model_dump(exclude_none=True, exclude={"clip_norm"}))
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
@@ -196,14 +238,14 @@ def distill(
             trainer.last,
             name=name,
             imgsz=settings.imgsz,
-            architecture=Path(model).name,
+            architecture=architecture,
             lineage=lineage,
         )
     return StudentResult(card, trainer.history)
 
 
 def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
-    """Open what the student learns from: the cache, unless the recipe has losses that it cannot serve.
+    """Open what the student learns from: the cache, unless there is a teacher and the recipe has losses that need it.
 
     Args:
         recipe: The distillation terms.
@@ -211,14 +253,8 @@ def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> 
         teacher: The model artifact of a teacher to ask at every step, or ``None``.
 
     Raises:
-        InputError: The recipe needs a teacher and none is given, or what is chosen cannot be opened.
+        InputError: What is chosen cannot be opened.
     """
-    if recipe.needs_online and teacher is None:
-        raise InputError(
-            f"recipe {recipe.name}",
-            f"has losses that no cache can serve: {', '.join(recipe.needs_online)}",
-            "Give the teacher, or choose another recipe",
-        )
     if teacher is not None and (cache is None or recipe.needs_online):
         return OnlineTeacher(Teacher(teacher), AnswerFormat())
     if cache is None:
@@ -226,10 +262,26 @@ def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> 
     return OriginalAnswers(cache) if (cache / ORIGINALS_NAME).is_file() else TeacherCache(cache)
 
 
+def _student(model: str, initial: Path | None) -> tuple[str, str]:
+    """Return what ultralytics opens as the student, and what it is called."""
+    if initial is None:
+        return resolve_model(model, STUDENTS_FOLDER), Path(model).name
+    card = read_card(initial)
+    if card.format != "pytorch":
+        raise InputError(initial, f"is in {card.format} format", "Give a PyTorch model artifact")
+    return str(initial / card.file), card.architecture
+
+
 def _teacher_lineage(
     teacher: AnyTeacher, dataset: DetectionDataset, settings: TrainSettings, recipe: Recipe
 ) -> dict[str, str]:
     """Check that a teacher fits the training and return what identifies it."""
+    if recipe.needs_online and not isinstance(teacher, OnlineTeacher):
+        raise InputError(
+            f"recipe {recipe.name}",
+            f"has losses that need more of the teacher than a cache keeps: {', '.join(recipe.needs_online)}",
+            "Ask the teacher online, or choose another recipe",
+        )
     if isinstance(teacher, OnlineTeacher):
         card = teacher.teacher.card
         require_classes(Path(card.architecture), card, dataset.classes)
@@ -307,8 +359,3 @@ def require_same_head(student: DetectionModel, teacher: TeacherHead) -> None:
             f"the teacher has {teacher.strides} and {teacher.reg_max}",
             "Choose a student with the teacher's detection head layout",
         )
-
-
-def _neck_channels(network: DetectionModel) -> list[int]:
-    """Return the channels of the Detect head's inputs, by level."""
-    return [branch[0].conv.in_channels for branch in network.model[-1].cv2]

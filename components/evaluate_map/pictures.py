@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from yolo_distill.components.shared.detector import Detections
+from yolo_distill.components.shared.drawing import Colour, draw_box, draw_text
 
 # Weaker detections would cover the image.
 SHOWN_CONFIDENCE = 0.25
@@ -14,7 +15,6 @@ _CELL = 480
 _GAP = 6
 _LABEL_COLOUR = (60, 170, 60)
 _DETECTION_COLOUR = (30, 90, 230)
-_WHITE = (255, 255, 255)
 
 
 def side_by_side(
@@ -50,28 +50,15 @@ def contact_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
         BGR, uint8 [h, w, 3].
     """
     heading = np.full((36, rows[0].shape[1], 3), 255, np.uint8)
-    _text(heading, "labels", (8, 25), _LABEL_COLOUR)
-    _text(heading, f"detections with a score above {SHOWN_CONFIDENCE}", (_CELL + _GAP + 8, 25), _DETECTION_COLOUR)
+    draw_text(heading, "labels", (8, 25), _LABEL_COLOUR)
+    draw_text(heading, f"detections with a score above {SHOWN_CONFIDENCE}", (_CELL + _GAP + 8, 25), _DETECTION_COLOUR)
     gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
     return np.vstack([heading, *(part for row in rows for part in (row, gap))])
 
 
-def _draw(
-    image: np.ndarray, scale: float, boxes: np.ndarray, captions: Sequence[str], colour: tuple[int, int, int]
-) -> np.ndarray:
+def _draw(image: np.ndarray, scale: float, boxes: np.ndarray, captions: Sequence[str], colour: Colour) -> np.ndarray:
     size = (_CELL, max(round(image.shape[0] * scale), 1))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    for (x1, y1, x2, y2), caption in zip((boxes * scale).round().astype(int).tolist(), captions, strict=True):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 2)
-        (width, height), _ = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        # The caption stays inside the picture.
-        x, y = max(min(x1, _CELL - width - 4), 0), max(y1, height + 5)
-        cv2.rectangle(canvas, (x, y - height - 5), (x + width + 4, y), colour, cv2.FILLED)
-        _text(canvas, caption, (x + 2, y - 4), _WHITE, 0.45)
+    for box, caption in zip(boxes * scale, captions, strict=True):
+        draw_box(canvas, box, caption, colour)
     return np.asarray(canvas)
-
-
-def _text(
-    canvas: np.ndarray, text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: float = 0.6
-) -> None:
-    cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)

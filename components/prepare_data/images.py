@@ -69,7 +69,7 @@ def inspect(path: Path) -> ImageFacts:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(Kind.UNREADABLE_IMAGE, f"cannot be read: {error.strerror}") from error
-    pixels, changes, jpeg = _decode(data)
+    pixels, changes, jpeg = decode_image(data)
     return ImageFacts(
         width=pixels.width,
         height=pixels.height,
@@ -98,7 +98,7 @@ def stored_bytes(path: Path, facts: ImageFacts) -> bytes:
         raise InputError(path, "was changed while the data were prepared", "Prepare them again")
     if not facts.changes:
         return data
-    pixels, _, jpeg = _decode(data)
+    pixels, _, jpeg = decode_image(data)
     buffer = io.BytesIO()
     if jpeg:
         pixels.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
@@ -113,7 +113,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
         with Image.open(path) as image:
             lying = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) in range(5, 9)
             return (image.height, image.width) if lying else image.size
-    except Exception:  # as in _decode
+    except Exception:  # as in decode_image
         return None
 
 
@@ -128,8 +128,18 @@ def strict_pixel_limit() -> Iterator[None]:
         yield
 
 
-def _decode(data: bytes) -> tuple[Image.Image, tuple[tuple[Kind, str], ...], bool]:
-    """Return the upright 8-bit RGB pixels, what was changed to get them, and whether the file is a JPEG."""
+def decode_image(data: bytes) -> tuple[Image.Image, tuple[tuple[Kind, str], ...], bool]:
+    """Decode an image in full.
+
+    Args:
+        data: The file's content.
+
+    Returns:
+        The upright 8-bit RGB pixels, what was changed to get them, and whether the file is a JPEG.
+
+    Raises:
+        ImageError: It cannot be decoded, or has too many or too few pixels.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if min(image.size) < _SMALLEST_SIDE:

@@ -1,33 +1,19 @@
 """Reads objects from S3 or any storage that speaks its protocol."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from yolo_distill.components.prepare_data.archives import safe_member_path
 from yolo_distill.components.prepare_data.parallel import in_threads
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import require_free_space
-from yolo_distill.components.shared.storage import CONNECTIONS, StoredPlace, is_missing
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """An object in a bucket.
-
-    Attributes:
-        key: Its full key.
-        size: Bytes.
-        etag: The storage's own mark of its content.
-    """
-
-    key: str
-    size: int
-    etag: str
+from yolo_distill.components.shared.s3.connection import CONNECTIONS, is_missing
+from yolo_distill.components.shared.s3.download import StoredObject, download, find_object, partial_file
+from yolo_distill.components.shared.s3.parts import THREADS
+from yolo_distill.components.shared.storage import StoredPlace
 
 
 class StoredData(StoredPlace):
@@ -63,11 +49,14 @@ class StoredData(StoredPlace):
         require_free_space(target, sum(stored.size for stored in self.objects))
         prefix = self.key.rpartition("/")[0] if self.is_archive else self.key.rstrip("/")
         start = len(prefix) + 1 if prefix else 0
-        paths = {stored.key: target / safe_member_path(stored.key[start:], self.source) for stored in self.objects}
+        paths = {stored: target / safe_member_path(stored.key[start:], self.source) for stored in self.objects}
         files = set(paths.values())
         if clash := next((folder for file in files for folder in file.parents if folder in files), None):
             problem = f"{clash.name!r} is both a key and a folder of keys"
             raise InputError(self.source, problem, "Rename one of them")
+        if clash := next((file for file in files if partial_file(file) in files), None):
+            problem = f"there is a {partial_file(clash).name!r} beside {clash.name!r}, a name for unfinished downloads"
+            raise InputError(self.source, problem, "Rename or remove it")
         with self.explained():
             in_threads(self._fetch, list(paths.items()), "file", "downloading", CONNECTIONS)
 
@@ -75,12 +64,11 @@ class StoredData(StoredPlace):
         if not self.key or self.key.endswith("/"):
             return []
         try:
-            head = self.client.head_object(Bucket=self.bucket, Key=self.key)
+            return [find_object(self.client, self.bucket, self.key)]
         except ClientError as error:
             if is_missing(error):
                 return []
             raise
-        return [StoredObject(self.key, head["ContentLength"], head["ETag"])]
 
     def _below(self) -> Iterator[StoredObject]:
         prefix = f"{self.key.rstrip('/')}/" if self.key else ""
@@ -90,8 +78,9 @@ class StoredData(StoredPlace):
                 if not item["Key"].endswith("/"):
                     yield StoredObject(item["Key"], item["Size"], item["ETag"])
 
-    def _fetch(self, key_and_path: tuple[str, Path]) -> None:
-        key, path = key_and_path
+    def _fetch(self, stored_and_path: tuple[StoredObject, Path]) -> None:
+        stored, path = stored_and_path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One connection an object: there are many small ones.
-        self.client.download_file(self.bucket, key, str(path), Config=TransferConfig(use_threads=False))
+        # Many objects come several at a time already.
+        threads = THREADS if len(self.objects) == 1 else 1
+        download(self.client, self.bucket, stored, path, source=self.source, threads=threads)

@@ -63,10 +63,15 @@ def write_text(target: Path, text: str) -> None:
     Raises:
         InputError: The disk is full.
     """
+    write_bytes(target, text.encode())
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write a file as :func:`write_text` does."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:

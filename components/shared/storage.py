@@ -3,42 +3,26 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import boto3
 from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.s3.connection import connect, explain, is_missing
+from yolo_distill.components.shared.s3.download import Digest, download, find_object
+from yolo_distill.components.shared.s3.upload import put, upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-
-CONNECTIONS = 16
-_RETRIES = 3
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket"}
-_CREDENTIALS_REMEDY = "Give boto3 credentials that may use it: by environment variables, a profile or a role"
 
 
 def is_stored(address: str) -> bool:
     """Return whether an address is one of object storage: ``s3://…``."""
     return address.lower().startswith("s3://")
-
-
-def is_missing(error: ClientError) -> bool:
-    """Return whether a storage's answer says that there is no such object or bucket."""
-    return error.response["Error"]["Code"] in _NOT_FOUND
 
 
 @dataclass(frozen=True)
@@ -66,53 +50,55 @@ class StoredPlace:
             source: The same without credentials.
 
         Raises:
-            InputError: It names no bucket.
+            InputError: It names no bucket, or holds credentials.
         """
         bucket, _, key = address.partition("://")[2].partition("/")
+        if "@" in bucket:
+            # Parameters are recorded by whoever runs the pipeline.
+            problem, remedy = "has credentials in it", "Give them to boto3: in the environment, a profile or a role"
+            raise InputError(f"s3://…@{bucket.rpartition('@')[2]}", problem, remedy)
         if not re.fullmatch(r"[\w.\-]+", bucket):
             raise InputError(source, "names no bucket", "Write s3://bucket/key or s3://bucket/folder/")
         return cls(source, bucket, key)
 
     @cached_property
     def client(self) -> "S3Client":
-        """The connection, which repeats what fails for a while and slows down when the storage asks for it."""
-        config = Config(
-            connect_timeout=10,
-            read_timeout=60,
-            retries={"max_attempts": _RETRIES, "mode": "adaptive"},
-            max_pool_connections=CONNECTIONS,
-        )
-        # The default session would keep the credentials of an earlier call.
-        return boto3.Session().client("s3", config=config)
+        """The connection."""
+        return connect()
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self, name: str = "") -> Iterator[None]:
         """Turn what boto3 raises into what the user can do.
+
+        Args:
+            name: Of the one file below this place that the block is about.
 
         Raises:
             InputError: The block failed for reasons that lie with the storage or its settings.
         """
         try:
             yield
-        except ClientError as error:
-            if is_missing(error):
-                raise InputError(self.source, "does not exist", "Check bucket and key") from error
-            code = error.response["Error"]["Code"]
-            raise InputError(self.source, f"the storage refuses it ({code})", _CREDENTIALS_REMEDY) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise InputError(self.source, "there are no credentials for it", _CREDENTIALS_REMEDY) from error
-        except (ConnectionError, HTTPClientError) as error:
-            endpoint = self.client.meta.endpoint_url
-            raise InputError(
-                self.source, f"the storage at {endpoint} does not answer", "Check the network and AWS_ENDPOINT_URL"
-            ) from error
         except InputError:
             raise
         # An endpoint that is no address is a ValueError.
-        except (BotoCoreError, Boto3Error, ValueError) as error:
-            raise InputError(
-                self.source, f"cannot be read or written: {error}", "Check the settings of boto3"
-            ) from error
+        except (ClientError, BotoCoreError, Boto3Error, ValueError) as error:
+            # Without a chain: traces of what lies below may tell secrets.
+            source = f"{self.source.rstrip('/')}/{name}" if name else self.source
+            raise explain(self._in_full(error), source, self._endpoint) from None
+
+    def _in_full(self, error: Exception) -> Exception:
+        """Return the reason of a refusal: to a HEAD the storage gives none, to another question it does."""
+        if isinstance(error, ClientError) and error.operation_name == "HeadObject" and not is_missing(error):
+            try:
+                self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key, MaxKeys=1)
+            except (ClientError, BotoCoreError) as reason:
+                return reason
+        return error
+
+    @property
+    def _endpoint(self) -> str:
+        # Without a connection, the error says which server it is about.
+        return self.client.meta.endpoint_url if "client" in self.__dict__ else ""
 
 
 class StoredFolder(StoredPlace):
@@ -151,49 +137,53 @@ class StoredFolder(StoredPlace):
             InputError: The storage does not answer or refuses.
         """
         with self.explained():
-            self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
+            put(self.client, self.bucket, self._key(name), content, {})
 
-    def describe(self, name: str) -> tuple[int, dict[str, str]] | None:
-        """Return a file's size in bytes and the remarks it was uploaded with, or ``None`` where there is no such file.
+    def describe(self, name: str) -> tuple[int, Digest | None] | None:
+        """Return a file's size in bytes and what is known of its content, or ``None`` where there is no such file.
 
         Raises:
             InputError: The storage does not answer or refuses.
         """
         with self.explained():
             try:
-                head = self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+                stored = find_object(self.client, self.bucket, self._key(name))
             except ClientError as error:
                 if is_missing(error):
                     return None
                 raise
-        return head["ContentLength"], head["Metadata"]
+        return stored.size, stored.digest
 
-    def upload(self, file: Path, name: str, remarks: dict[str, str]) -> None:
-        """Store a file, in several parts at once where it is large; it appears whole or not at all.
+    def upload(self, file: Path, name: str, sha256: str) -> None:
+        """Store a file; see :func:`yolo_distill.components.shared.s3.upload.upload`.
 
         Args:
             file: The file.
             name: Its name in the storage.
-            remarks: What is stored along with it.
+            sha256: Its digest, which is stored along with it.
 
         Raises:
             InputError: The storage does not answer or refuses.
         """
-        with self.explained(), file.open("rb") as content:
-            self.client.upload_fileobj(content, self.bucket, self._key(name), ExtraArgs={"Metadata": remarks})
+        with self.explained():
+            upload(self.client, self.bucket, self._key(name), file, sha256, source=f"{self.source}/{name}")
 
-    def download(self, name: str, file: Path) -> None:
-        """Fetch a file, in several parts at once where it is large.
+    def download(self, name: str, file: Path, sha256: str) -> None:
+        """Fetch a file; see :func:`yolo_distill.components.shared.s3.download.download`.
 
         Args:
             name: Its name in the storage.
             file: Where it goes.
+            sha256: What its content has to come to.
 
         Raises:
-            InputError: It does not exist, or the storage does not answer or refuses.
+            InputError: It does not exist or its content is another, the disk is too full, or the storage does not
+                answer or refuses.
         """
-        with StoredPlace(f"{self.source}/{name}", self.bucket, self.key).explained():
-            self.client.download_file(self.bucket, self._key(name), str(file))
+        with self.explained(name):
+            stored = find_object(self.client, self.bucket, self._key(name))
+            expected = replace(stored, digest=Digest("sha256", sha256))
+            download(self.client, self.bucket, expected, file, source=f"{self.source}/{name}")
 
     def _key(self, name: str) -> str:
         prefix = self.key.strip("/")

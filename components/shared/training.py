@@ -81,15 +81,17 @@ class TrainSettings(BaseModel):
 
 
 class FastDetectionModel(DetectionModel):  # type: ignore[misc]
-    """A detection network that computes in bfloat16 on processors made for it, with its loss in float32.
+    """A detection network that makes good use of a CPU: bfloat16 where the processor has it, and channels-last.
 
-    Ultralytics' own mixed precision is for GPUs only. Checkpoints never hold this class: :class:`ViewTrainer` saves the
-    stock ``DetectionModel``.
+    The loss is computed in float32. Ultralytics' own mixed precision is for GPUs only. Checkpoints never hold this
+    class: :class:`ViewTrainer` saves the stock ``DetectionModel``.
     """
 
     def predict(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the network under autocast where that pays and return float32 outputs."""
         dtype = fast_autocast_dtype(x.device)
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
         if not self.training or x.device.type != "cpu" or dtype is torch.float32:
             return super().predict(x, *args, **kwargs)
         with torch.autocast("cpu", dtype=dtype):
@@ -242,7 +244,8 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         network = self.set_model_names_for_load(network)
         if weights is not None:
             network.load(weights)
-        return network
+        # Convolutions on CPUs read neighbouring channels together.
+        return network.to(memory_format=torch.channels_last) if self.device.type == "cpu" else network
 
     def save_model(self) -> bool:
         """Write the checkpoint of an ordinary ultralytics network."""

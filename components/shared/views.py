@@ -256,7 +256,8 @@ class ViewDataset(ManifestDataset):
             key: What :meth:`key` returns.
 
         Returns:
-            Ultralytics' training item, with ``labelled`` and the teacher's answer added.
+            Ultralytics' training item, with ``labelled`` and the teacher's answer added, and ``object``, which says of
+            which of the split's labelled boxes each box is a view, int64 [n].
         """
         view_code, index = divmod(key, len(self.records))
         view = View(view_code // 2, bool(view_code % 2))
@@ -266,35 +267,41 @@ class ViewDataset(ManifestDataset):
             transforms = self._closed_transforms if view.closed else self.transforms
             item: dict[str, Any] = transforms(super().get_image_and_label(index))
         item["labelled"] = record.labelled
-        if self._soft_scores is not None:
-            return self._split_soft_boxes(item, self._soft_scores)
+        self._name_rows(item)
         if self.answers is not None and not isinstance(self.answers, SoftBoxes):
             item["answer"] = self.answers.read(view, index)
         return item
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """Return ultralytics' label dictionaries, with the teacher's boxes added as rows of classes beyond the last.
+        """Return ultralytics' label dictionaries, with numbers for classes and the teacher's boxes added as rows.
 
-        The class of such a row is the number of classes plus the box's place among all of the teacher's, by which its
-        scores are found again after the augmentation.
+        The number of a row is its box's place among all labelled boxes, then among all of the teacher's: by it a box is
+        known again after the augmentation.
         """
         labels = super().get_labels()
+        self._classes = torch.from_numpy(np.concatenate([label["cls"] for label in labels]))
+        first = 0
+        for label in labels:
+            first = _number(label, first)
         if isinstance(self.answers, SoftBoxes):
-            first = len(self.artifact.classes)
             for label, boxes in zip(labels, self.answers.boxes, strict=True):
-                rows = np.arange(first, first + len(boxes), dtype=np.float32)[:, None]
-                first += len(boxes)
-                label["cls"] = np.concatenate([label["cls"], rows])
-                label["bboxes"] = np.concatenate([label["bboxes"], boxes.astype(np.float32)])
+                rows = {"cls": np.zeros((len(boxes), 1), np.float32), "bboxes": boxes.astype(np.float32)}
+                first = _number(rows, first)
+                for name, values in rows.items():
+                    label[name] = np.concatenate([label[name], values])
         return labels
 
-    def _split_soft_boxes(self, item: dict[str, Any], scores: torch.Tensor) -> dict[str, Any]:
-        rows = item["cls"][:, 0].long() - len(self.artifact.classes)
-        soft = rows >= 0
-        item["answer"] = {"soft_boxes": item["bboxes"][soft], "scores": scores[rows[soft]]}
-        for name in ("cls", "bboxes", "batch_idx"):
+    def _name_rows(self, item: dict[str, Any]) -> None:
+        """Put classes back in place of numbers, and take the teacher's boxes out of the labels."""
+        numbers = item["cls"][:, 0].long()
+        soft = numbers >= len(self._classes)
+        if self._soft_scores is not None:
+            scores = self._soft_scores[numbers[soft] - len(self._classes)]
+            item["answer"] = {"soft_boxes": item["bboxes"][soft], "scores": scores}
+        for name in ("bboxes", "batch_idx"):
             item[name] = item[name][~soft]
-        return item
+        item["object"] = numbers[~soft]
+        item["cls"] = self._classes[item["object"]]
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Return a partner for mosaic or MixUp, from the images labelled as the current one is."""
@@ -313,8 +320,9 @@ class ViewDataset(ManifestDataset):
         """Collate views into ultralytics' batch; ``labelled`` becomes bool [B], answers stay a list of B."""
         answers = [item.pop("answer") for item in batch if "answer" in item]
         labelled = torch.tensor([item.pop("labelled") for item in batch])
+        objects = torch.cat([item.pop("object") for item in batch])
         collated: dict[str, Any] = YOLODataset.collate_fn(batch)
-        collated["labelled"] = labelled
+        collated |= {"labelled": labelled, "object": objects}
         if answers:
             collated["answer"] = answers
         return collated
@@ -393,6 +401,13 @@ class _seeded:
     def __exit__(self, *_: object) -> None:
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
+
+
+def _number(rows: dict[str, Any], first: int) -> int:
+    """Write consecutive numbers in place of the classes of some rows and return the next number."""
+    end = first + len(rows["cls"])
+    rows["cls"] = np.arange(first, end, dtype=np.float32)[:, None]
+    return end
 
 
 def _mosaics(transform: Any) -> Iterator[Mosaic]:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,11 +27,8 @@ from yolo_distill.components.teacher_cache_logits.cache import (
     pieces,
 )
 from yolo_distill.components.teacher_cache_logits.shards import ShardRecord, ShardStore, open_store, shards_address
-from yolo_distill.components.teacher_cache_logits.teacher import (
-    AnswerFormat,
-    Teacher,
-    sparse_answers,
-)
+from yolo_distill.components.teacher_cache_logits.stream import TeacherStream, open_stream
+from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, sparse_answers
 
 PART_NAME = "part.json"
 _LIBRARIES = ("ultralytics", "opencv-python", "numpy")
@@ -54,7 +52,7 @@ class CacheSettings:
     open_views: int
     closed_views: int
     wanted: AnswerFormat = field(default_factory=AnswerFormat)
-    batch: int = 32
+    batch: int = 16
 
 
 def cache_settings(
@@ -233,6 +231,11 @@ class _Builder:
         self.pieces = pieces(settings.open_views, settings.closed_views, len(self.views.records))
         self._settings = settings
 
+    @cached_property
+    def _stream(self) -> TeacherStream:
+        # Opened when a shard has to be computed: a complete cache costs no conversion.
+        return open_stream(self.teacher, self._settings.augmentation.imgsz)
+
     def build(
         self, store: ShardStore, wanted: Sequence[Piece], offered: dict[str, ShardStore] | None = None
     ) -> list[ShardRecord]:
@@ -258,8 +261,7 @@ class _Builder:
         )
         kept: list[dict[str, torch.Tensor]] = []
         total_mass = kept_mass = 0.0
-        for batch in loader:
-            answers = self.teacher.answer(batch["img"])
+        for batch, answers in self._stream.answers(loader):
             mask = self.teacher.select(answers, batch, self._settings.wanted)
             scores = answers.scores.float().sigmoid().sum(1)
             total_mass += float(scores.sum())

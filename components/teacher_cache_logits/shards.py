@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import require_free_space, sha256_file, write_text
 from yolo_distill.components.shared.progress import report_progress
+from yolo_distill.components.shared.s3.download import Digest
 from yolo_distill.components.shared.storage import StoredFolder, is_stored
 
 CACHE_DIR_VARIABLE = "YOLO_DISTILL_CACHE_DIR"
@@ -43,7 +44,8 @@ class ShardRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
-    sha256: str
+    # Names a file, and comes from wherever the shards lie.
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int
     score_mass: float
 
@@ -214,7 +216,8 @@ class StoredShards:
         """Return the record of a shard that lies there whole, or ``None``."""
         content = self._stored.read_bytes(_record_name(name))
         record = _parsed(content) if content else None
-        whole = record and self._stored.describe(_object_name(record)) == (record.bytes, {"sha256": record.sha256})
+        expected = record and (record.bytes, Digest("sha256", record.sha256))
+        whole = record and self._stored.describe(_object_name(record)) == expected
         return record if whole else None
 
     def add(self, name: str, score_mass: float, write: Callable[[Path], None]) -> ShardRecord:
@@ -223,7 +226,7 @@ class StoredShards:
             file = Path(folder) / name
             write(file)
             record = _described(file, name, score_mass)
-            self._stored.upload(file, _object_name(record), {"sha256": record.sha256})
+            self._stored.upload(file, _object_name(record), record.sha256)
         self._stored.write_bytes(_record_name(name), record.model_dump_json().encode())
         return record
 
@@ -234,23 +237,12 @@ class StoredShards:
         missing = [record for record in records if not _has_digest(files[record.file], record.sha256)]
         require_free_space(folder, sum(record.bytes for record in missing))
         for done, record in enumerate(missing, 1):
-            self._fetch(record, files[record.file])
+            self._stored.download(_object_name(record), files[record.file], record.sha256)
             report_progress(done, len(missing), "shard", "fetched")
         return files
 
     def require_room(self, needed: int) -> None:
         """Do nothing: object storage has room."""
-
-    def _fetch(self, record: ShardRecord, file: Path) -> None:
-        partial = file.with_name(f"{file.name}.partial-{os.getpid()}")
-        try:
-            self._stored.download(_object_name(record), partial)
-            if not _has_digest(partial, record.sha256):
-                name = f"{self.address}/{_object_name(record)}"
-                raise InputError(name, "differs from its digest", "Delete it and build the cache again")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _local_folder() -> Path:

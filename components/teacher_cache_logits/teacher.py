@@ -179,7 +179,10 @@ def sparse_answers(answers: TeacherAnswers, mask: torch.Tensor, wanted: AnswerFo
         ``features.0.scale`` fp16 [m]), ``attention.0`` ... fp16 [H * W], their mean square over channels, and
         ``channels.0`` ... fp16 [C], their mean over positions.
     """
-    return [_sparse_answer(answers, chosen, row, wanted) for row, chosen in enumerate(mask)]
+    flat = [feature.flatten(2).float() for feature in answers.features]
+    maps = {f"attention.{level}": feature.square().mean(1).half() for level, feature in enumerate(flat)}
+    maps |= {f"channels.{level}": feature.mean(2).half() for level, feature in enumerate(flat)}
+    return [_sparse_answer(answers, flat, maps, chosen, row, wanted) for row, chosen in enumerate(mask)]
 
 
 def dense_answer(kept: dict[str, torch.Tensor], classes: int) -> dict[str, torch.Tensor]:
@@ -204,10 +207,16 @@ def dense_answer(kept: dict[str, torch.Tensor], classes: int) -> dict[str, torch
 
 
 def _sparse_answer(
-    answers: TeacherAnswers, chosen: torch.Tensor, row: int, wanted: AnswerFormat
+    answers: TeacherAnswers,
+    features: list[torch.Tensor],
+    maps: dict[str, torch.Tensor],
+    chosen: torch.Tensor,
+    row: int,
+    wanted: AnswerFormat,
 ) -> dict[str, torch.Tensor]:
     points = chosen.nonzero().squeeze(1)
-    kept = {"points": points.int(), "boxes": answers.boxes[row, :, points].T.half()}
+    kept = {name: values[row].clone() for name, values in maps.items()}
+    kept |= {"points": points.int(), "boxes": answers.boxes[row, :, points].T.half()}
     scores = answers.scores[row, :, points].T
     if wanted.classes < scores.shape[1]:
         best = scores.topk(wanted.classes, dim=1)
@@ -215,11 +224,10 @@ def _sparse_answer(
     else:
         kept["scores"] = scores.half()
     first = 0
-    for level, feature in enumerate(answers.features):
-        flat = feature[row].flatten(1).float()
+    for level, feature in enumerate(features):
+        flat = feature[row]
         cells = points[(points >= first) & (points < first + flat.shape[1])] - first
         first += flat.shape[1]
-        kept |= {f"attention.{level}": flat.square().mean(0).half(), f"channels.{level}": flat.mean(1).half()}
         if wanted.features == "fp16":
             kept[f"features.{level}"] = flat[:, cells].T.half()
         elif wanted.features == "int8":

@@ -10,8 +10,7 @@ def teacher_cache_shards(  # noqa: ANN201
     dataset: dsl.Input[dsl.Dataset],
     teacher: dsl.Input[dsl.Model],
     shards: dsl.Output[dsl.Artifact],
-    part: int,
-    parts: int,
+    part: str,
     imgsz: int = 320,
     views: int = 8,
     closed_views: int = 4,
@@ -21,14 +20,13 @@ def teacher_cache_shards(  # noqa: ANN201
     augmentation: str = "",
     cache_root: str = "",
 ):
-    """Build every parts-th shard of a teacher cache, for several machines to share the work.
+    """Build a part of a teacher cache's shards, for several machines to share the work.
 
     Args:
         dataset: Dataset artifact of prepare-data.
         teacher: Model artifact of the teacher; its classes must be the dataset's.
         shards: The part: a manifest and, without a cache root, shards of answers.
-        part: Which part, 0..parts - 1.
-        parts: How many parts there are.
+        part: Which part: 2/4 is the second of four, which builds every fourth shard, beginning with the second.
         imgsz: As for teacher-cache-logits, and so are all that follow.
         views: How many views with mosaic each image gets.
         closed_views: How many views without mosaic.
@@ -44,10 +42,10 @@ def teacher_cache_shards(  # noqa: ANN201
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.views import parse_augmentation
     from yolo_distill.components.teacher_cache_logits.build import answer_format, build_part, cache_settings
+    from yolo_distill.components.teacher_cache_shards.part import parse_part
 
-    # Items of a loop may arrive as floating point numbers.
-    part, parts = int(part), int(parts)
-    with task_run("teacher-cache-shards", f"part {part + 1} of {parts}", {"part": part, "parts": parts}) as run:
+    with task_run("teacher-cache-shards", part, {"part": part}) as run:
+        index, parts = parse_part(part)
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
         settings = cache_settings(
@@ -56,7 +54,7 @@ def teacher_cache_shards(  # noqa: ANN201
             closed_views=closed_views,
             wanted=answer_format(top_k=top_k, classes=classes, features=features),
         )
-        made = build_part(data, Path(teacher.path), settings, Path(shards.path), part, parts, cache_root)
+        made = build_part(data, Path(teacher.path), settings, Path(shards.path), index, parts, cache_root)
         run.set_tags({"cache_key": made.key})
         run.log_metrics({"bytes": sum(shard.bytes for shard in made.shards)})
-    shards.metadata.update(part=part, parts=parts, cache_key=made.key)
+    shards.metadata.update(part=part, cache_key=made.key)

@@ -22,7 +22,7 @@ class AblationArguments(TrainingArguments):
         seeds: Seeds that each of them is trained with.
     """
 
-    recipes: list[str] = Field(default=[PLAIN, "default"], min_length=2)
+    recipes: list[str] = Field(default=[PLAIN, "builtin", "default"], min_length=2)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2], min_length=1)
 
     @property

@@ -16,13 +16,13 @@ _DEFAULTS = AblationArguments()
 # Trainings at a time.
 _PARALLEL_TRIALS = 2
 
-# What a run is for: results by the name they are found under, each an output of one task.
+# What a run is for: results by the name they are found under, each an output of that one of the tasks which runs.
 RESULTS = {
-    "table.md": ("compare-recipes", "table"),
-    "report.html": ("compare-recipes", "report"),
-    "comparison": ("compare-recipes", "comparison"),
-    "data-report.html": ("prepare-data", "report"),
-    "teacher": ("train-teacher", "teacher"),
+    "table.md": (["compare-recipes"], "table"),
+    "report.html": (["compare-recipes"], "report"),
+    "comparison": (["compare-recipes"], "comparison"),
+    "data-report.html": (["prepare-data"], "report"),
+    "teacher": (["train-teacher"], "teacher"),
 }
 
 

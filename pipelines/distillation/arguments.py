@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 from zipfile import is_zipfile
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_recipe, recipe_names
 from yolo_distill.components.shared import lineage
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.teacher_cache_shards.part import spell_parts
 from yolo_distill.pipelines.plan import Argument
 
 # The model YAMLs that ultralytics knows by name and whose heads predict box distributions.
@@ -82,15 +83,30 @@ class DistillationArguments(TrainingArguments):
 
     Attributes:
         recipe: Distillation recipe by name, or path of a recipe file.
+        teacher_answers: Where the student's targets come from: ``cache``, answers to every view of an image that the
+            student will see; ``original``, one answer to each image, carried into the views; or ``online``, the teacher
+            at every step.
         calibration_images: Training images that the INT8 model's ranges are taken from.
         benchmark_seconds: Measuring time for each model.
         registered_name: Name of the model in MLflow's registry.
+        cache_parts: Parts of the cache that are built side by side, such as ``1/2`` and ``2/2``; or how many.
     """
 
     recipe: str = "default"
+    teacher_answers: Literal["cache", "original", "online"] = "cache"
     calibration_images: int = Field(default=300, ge=1)
     benchmark_seconds: float = Field(default=6.0, gt=0)
     registered_name: str = Field(default="yolo-distill", min_length=1)
+    cache_parts: list[str] = Field(default=spell_parts(1), min_length=1)
+
+    @field_validator("cache_parts", mode="before")
+    @classmethod
+    def _spell_parts(cls, value: object) -> object:
+        if not isinstance(value, int):
+            return value
+        if value < 1:
+            raise ValueError("it should be greater than or equal to 1")
+        return spell_parts(value)
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -121,7 +137,9 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
         InputError: A value is out of range, or names something that does not exist.
     """
     arguments = checked_training(DistillationArguments, values)
-    return arguments.model_copy(update={"recipe": check_recipe(arguments.recipe)})
+    recipe = check_recipe(arguments.recipe)
+    _require_answers(arguments.recipe, arguments.teacher_answers)
+    return arguments.model_copy(update={"recipe": recipe})
 
 
 def checked_training(kind: type[Arguments], values: Mapping[str, object]) -> Arguments:
@@ -222,3 +240,21 @@ def check_recipe(recipe: str) -> str:
     """Check a recipe and return its name, or the absolute path of its file."""
     load_recipe(recipe)
     return recipe if recipe in recipe_names() else str(Path(recipe).absolute())
+
+
+def _require_answers(recipe: str, teacher_answers: str) -> None:
+    loaded = load_recipe(recipe)
+    same_view = loaded.needs_same_view
+    if teacher_answers == "original" and same_view:
+        raise InputError(
+            f"--recipe {recipe}",
+            f"{', '.join(same_view)} cannot be learnt from --teacher-answers original: the teacher must see the"
+            " student's view",
+            "Give --recipe original or a like one, or other --teacher-answers",
+        )
+    if teacher_answers == "cache" and loaded.needs_online:
+        raise InputError(
+            f"--recipe {recipe}",
+            f"{', '.join(loaded.needs_online)} needs more of the teacher than a cache keeps",
+            "Give --teacher-answers online, or another recipe",
+        )

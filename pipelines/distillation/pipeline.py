@@ -11,6 +11,7 @@ from yolo_distill.components.prepare_data.component import prepare_data
 from yolo_distill.components.quantize.component import quantize
 from yolo_distill.components.register_model.component import register_model
 from yolo_distill.components.teacher_cache_logits.component import teacher_cache_logits
+from yolo_distill.components.teacher_cache_shards.component import teacher_cache_shards
 from yolo_distill.components.train_teacher.component import train_teacher
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 
@@ -24,19 +25,22 @@ _SPOKEN = {
     "quantized": "the INT8 model",
 }
 
-# What a run is for: results by the name they are found under, each an output of one task.
+# What a run is for: results by the name they are found under, each an output of that one of the tasks which runs.
 RESULTS = {
-    "table.md": ("compare", "table"),
-    "report.html": ("compare", "report"),
-    "comparison": ("compare", "comparison"),
-    "data-report.html": ("prepare-data", "report"),
-    "teacher": ("train-teacher", "teacher"),
-    "plain": ("distill-train", "student"),
-    "distilled": ("distill-train-2", "student"),
-    "openvino": ("export-openvino", "openvino"),
-    "onnx": ("export-openvino", "onnx"),
-    "int8": ("quantize", "quantized"),
+    "table.md": (["compare"], "table"),
+    "report.html": (["compare"], "report"),
+    "comparison": (["compare"], "comparison"),
+    "data-report.html": (["prepare-data"], "report"),
+    "teacher": (["train-teacher"], "teacher"),
+    "plain": (["distill-train"], "student"),
+    "distilled": (["distill-train-2", "distill-train-3", "distill-train-4"], "student"),
+    "openvino": (["export-openvino"], "openvino"),
+    "onnx": (["export-openvino"], "onnx"),
+    "int8": (["quantize"], "quantized"),
 }
+
+# Parts of the teacher cache that are built at once.
+_PARALLEL_PARTS = 8
 
 
 @dsl.pipeline(name="yolov8-distillation")
@@ -46,6 +50,7 @@ def distillation(
     teacher_model: str = _DEFAULTS.teacher_model,
     student_model: str = _DEFAULTS.student_model,
     recipe: str = _DEFAULTS.recipe,
+    teacher_answers: str = _DEFAULTS.teacher_answers,
     epochs: int = _DEFAULTS.epochs,
     teacher_epochs: int = _DEFAULTS.teacher_epochs,
     imgsz: int = _DEFAULTS.imgsz,
@@ -63,6 +68,7 @@ def distillation(
     registered_name: str = _DEFAULTS.registered_name,
     work_root: str = _DEFAULTS.work_root,
     cache_root: str = _DEFAULTS.cache_root,
+    cache_parts: list[str] = _DEFAULTS.cache_parts,
 ) -> None:
     """Distil a teacher into a small detector, make it INT8 and measure both against a directly trained one."""
     data = prepare_data(
@@ -89,38 +95,52 @@ def distillation(
         .set_display_name("Train the teacher")
         .outputs["teacher"]
     )
-    cache = (
-        teacher_cache_logits(
-            dataset=dataset,
-            teacher=teacher,
-            imgsz=imgsz,
-            views=views,
-            closed_views=closed_views,
-            augmentation=augmentation,
-            cache_root=cache_root,
-        )
-        .set_display_name("Cache the teacher's answers")
-        .outputs["cache"]
-    )
-
     training = {
+        "dataset": dataset,
         "model": student_model,
         "epochs": epochs,
         "imgsz": imgsz,
         "batch": batch,
         "seed": seed,
         "augmentation": augmentation,
+        "work_root": work_root,
     }
-    plain = (
-        distill_train(dataset=dataset, name="plain", work_root=work_root, **training)
-        .set_display_name("Train the student plainly")
-        .outputs["student"]
-    )
-    distilled = (
-        distill_train(dataset=dataset, cache=cache, name="distilled", recipe=recipe, work_root=work_root, **training)
-        .set_display_name("Train the student by distillation")
-        .outputs["student"]
-    )
+    plain = distill_train(name="plain", **training).set_display_name("Train the student plainly").outputs["student"]
+
+    distillation_training = {"name": "distilled", "recipe": recipe, **training}
+    asked = {"dataset": dataset, "teacher": teacher, "imgsz": imgsz}
+    with dsl.If(teacher_answers == "cache"):
+        asked_views = {
+            "views": views,
+            "closed_views": closed_views,
+            "augmentation": augmentation,
+            "cache_root": cache_root,
+            **asked,
+        }
+        with dsl.ParallelFor(cache_parts, parallelism=_PARALLEL_PARTS) as part:
+            built = teacher_cache_shards(part=part, **asked_views).set_display_name("Ask the teacher about every view")
+        cache = (
+            teacher_cache_logits(shards=dsl.Collected(built.outputs["shards"]), **asked_views)
+            .set_display_name("Cache the teacher's answers")
+            .outputs["cache"]
+        )
+        from_views = distill_train(cache=cache, **distillation_training).set_display_name(
+            "Train the student by distillation"
+        )
+    with dsl.Elif(teacher_answers == "original"):
+        cache = (
+            teacher_cache_logits(mode="original", **asked)
+            .set_display_name("Ask the teacher about the images as they are")
+            .outputs["cache"]
+        )
+        from_originals = distill_train(cache=cache, **distillation_training).set_display_name(
+            "Distil from the images as they are"
+        )
+    with dsl.Else():
+        online = distill_train(teacher=teacher, **distillation_training).set_display_name(
+            "Distil with the teacher at every step"
+        )
+    distilled = dsl.OneOf(*(task.outputs["student"] for task in (from_views, from_originals, online)))
 
     openvino = (
         export_openvino(dataset=dataset, model=distilled).set_display_name("Export to OpenVINO").outputs["openvino"]

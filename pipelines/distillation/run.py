@@ -1,7 +1,9 @@
 """Plans a local run of the distillation pipeline."""
 
+from collections.abc import Collection
 from pathlib import Path
 
+from yolo_distill.pipelines.cluster import ClusterSettings, apply_cluster
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 from yolo_distill.pipelines.plan import RunPlan
 from yolo_distill.pipelines.preparation import prepare_run
@@ -12,12 +14,27 @@ def plan_run(arguments: DistillationArguments, output: Path, *, cached: bool) ->
     return prepare_run(arguments, compile_pipeline, output, cached=cached)
 
 
-def compile_pipeline(target: Path) -> None:
-    """Write the distillation pipeline as KFP IR YAML."""
+def compile_pipeline(
+    target: Path, cluster: ClusterSettings | None = None, *, cached: bool = True, uncached: Collection[str] = ()
+) -> None:
+    """Write the distillation pipeline as KFP IR YAML.
+
+    Args:
+        target: YAML file to write.
+        cluster: Settings of the cluster that it shall run on; only then do the others matter.
+        cached: Whether results of earlier runs may be used.
+        uncached: Names of tasks for which they may not.
+
+    Raises:
+        InputError: The settings name a task that the pipeline does not have.
+    """
     # Late, because KFP takes a second to import, and what is wrong with the input should show before.
     from kfp.compiler import Compiler
 
     from yolo_distill.pipelines.distillation.pipeline import distillation
 
+    pipeline = distillation
+    if cluster is not None:
+        pipeline = apply_cluster(distillation, cluster, cached=cached, uncached=uncached)
     target.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(distillation, str(target))
+    Compiler().compile(pipeline, str(target))

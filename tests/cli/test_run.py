@@ -30,6 +30,7 @@ TINY = (
     "--student=yolov8n.yaml",
     "--batch=8",
     "--views=1",
+    "--cache-parts=2",
     "--calibration-images=8",
     "--benchmark-seconds=1",
 )
@@ -91,7 +92,9 @@ def test_mlflow_has_the_run_its_tasks_its_data_and_the_model(folder: Path, first
     assert parent.info.status == "FINISHED"
     assert parent.data.params["epochs"] == "1"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 15
+    assert len(children) == 17
+    parts = [run.data.params["part"] for run in children if run.info.run_name.startswith("teacher-cache-shards")]
+    assert sorted(parts) == ["1/2", "2/2"]
     assert {child.info.status for child in children} == {"FINISHED"}
     [data] = (folder / "runs" / "latest" / "tasks").glob("*/prepare-data/dataset")
     digests = {entry.dataset.digest for child in children for entry in child.inputs.dataset_inputs}
@@ -107,40 +110,64 @@ def test_a_second_run_takes_over_everything(folder: Path, first: str) -> None:
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 60
     states = re.findall(r"\] .*: (\w+)", done.stdout)
-    assert states == ["cached"] * 15
+    assert states == ["cached"] * 17
     second_run = str((folder / "runs" / "latest").readlink())
     assert second_run != first_run
     tables = [(folder / "runs" / run / "table.md").read_text() for run in (first_run, second_run)]
     assert tables[0] == tables[1]
 
 
-def test_a_changed_recipe_repeats_what_depends_on_it_alone(folder: Path, first: str) -> None:
-    (folder / "mine.yaml").write_text("name: mine\ndescription: x\nterms:\n- {loss: binary_kl, weight: 1.0}\n")
+def _run_until(folder: Path, told: str, *arguments: str) -> tuple[str, "subprocess.CompletedProcess[str]"]:
+    """Run until something is told, then interrupt; return what was told so far and how the program ended."""
+    command = [PROGRAM, "run", *TINY, *arguments]
     process = subprocess.Popen(
-        [PROGRAM, "run", *TINY, "--recipe=mine.yaml"],
-        cwd=folder,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if "Train the student by distillation: running" in line:
+        if told in line:
             break
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    (folder / "mine.yaml").unlink()
-    text = "".join(seen)
-    assert "Train the teacher: cached" in text
-    assert not re.search(r": (done|failed)", text)
-    assert process.returncode == 130
-    assert errors == "error: interrupted; the next run goes on where this one stopped\n"
     assert children
     assert psutil.wait_procs(children, timeout=10)[1] == []
+    return "".join(seen), subprocess.CompletedProcess(command, process.returncode, stderr=errors)
+
+
+def test_the_teacher_can_be_asked_at_every_step(folder: Path, first: str) -> None:
+    done = _run(folder, "--teacher-answers=online", "--benchmark-seconds=0.2")
+    assert done.returncode == 0, done.stderr
+    states = dict(re.findall(r"\] (.*): (done|cached)", done.stdout))
+    for same in ("Prepare the data", "Train the teacher", "Train the student plainly", "Evaluate the plain student"):
+        assert states[same] == "cached"
+    assert states["Distil with the teacher at every step"] == "done"
+    latest = folder / "runs" / "latest"
+    assert len(states) == 14
+    assert not list((latest / "tasks").glob("*/teacher-cache*"))
+    [made] = (latest / "tasks").glob("*/distill-train-4/student")
+    assert read_card(latest / "distilled").digests == read_card(made).digests
+
+
+def test_the_teacher_can_be_asked_about_the_original_images(folder: Path, first: str) -> None:
+    distilled = "Distil from the images as they are: done"
+    text, ended = _run_until(folder, distilled, "--teacher-answers=original", "--recipe=original")
+    assert distilled in text, ended.stderr
+    assert "Train the teacher: cached" in text
+    assert "Ask the teacher about every view" not in text
+
+
+def test_a_changed_recipe_repeats_what_depends_on_it_alone(folder: Path, first: str) -> None:
+    (folder / "mine.yaml").write_text("name: mine\ndescription: x\nterms:\n- {loss: binary_kl, weight: 1.0}\n")
+    text, ended = _run_until(folder, "Train the student by distillation: running", "--recipe=mine.yaml")
+    (folder / "mine.yaml").unlink()
+    assert "Train the teacher: cached" in text
+    assert "Cache the teacher's answers: cached" in text
+    assert not re.search(r": (done|failed)", text)
+    assert ended.returncode == 130
+    assert ended.stderr == "error: interrupted; the next run goes on where this one stopped\n"
 
 
 def test_bad_data_is_told_in_one_line(folder: Path) -> None:

@@ -44,6 +44,13 @@ def folder(tmp_path: Path) -> Path:
         (["--split", "exam"], "--split exam: it should be 'train', 'val' or 'test'"),
         (["--recipe", "unheard-of"], "unheard-of: there is no such recipe. Give"),
         (["--recipe", "recipe.yaml"], "recipe.yaml: is not a valid recipe: terms.0"),
+        (["--teacher-answers", "magic"], "--teacher-answers magic: it should be 'cache', 'original' or 'online'"),
+        (["--recipe", "cwd-ld"], "--recipe cwd-ld: cwd needs more of the teacher than a cache keeps"),
+        (
+            ["--teacher-answers", "original"],
+            "--recipe default: localization_distillation, pkd cannot be learnt from --teacher-answers original",
+        ),
+        (["--cache-parts", "0"], "--cache-parts 0: it should be greater than or equal to 1"),
         (["--student", "yolov8q.yaml"], "--student yolov8q.yaml: there is no such model. Give a stock model"),
         (["--student", "missing.pt"], "--student missing.pt: there is no such model"),
         (["--cache-root", "gs://bucket"], "--cache-root gs://bucket: is neither a folder nor an s3:// address"),
@@ -118,9 +125,26 @@ def test_a_full_disk_is_found_before_anything_is_written(folder: Path) -> None:
 def test_help_says_what_there_is(command: list[str]) -> None:
     done = subprocess.run([PROGRAM, *command], capture_output=True, text=True, timeout=60, check=True)
     wanted = {
-        "run": ["--data", "--teacher", "--student", "--epochs", "--imgsz", "[default: digits]", "--no-cache"],
-        "compile": ["--output", "--pipeline"],
-        "ablate": ["--data", "--recipes", "--seeds", "--teacher", "[default: plain,default]", "[default: 0,1,2]"],
+        "run": [
+            "--data",
+            "--teacher",
+            "--student",
+            "--epochs",
+            "--imgsz",
+            "[default: digits]",
+            "--no-cache",
+            "--teacher-answers",
+            "--cache-parts",
+        ],
+        "compile": ["--output", "--pipeline", "--cluster"],
+        "ablate": [
+            "--data",
+            "--recipes",
+            "--seeds",
+            "--teacher",
+            "[default: plain,builtin,default]",
+            "[default: 0,1,2]",
+        ],
         "--help": ["run", "compile", "--version"],
     }
     assert all(text in done.stdout for text in wanted[command[0]])

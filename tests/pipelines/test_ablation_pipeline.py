@@ -10,6 +10,7 @@ from kfp import components
 from yolo_distill.pipelines.ablation.arguments import AblationArguments, checked_arguments
 from yolo_distill.pipelines.ablation.pipeline import RESULTS
 from yolo_distill.pipelines.ablation.run import compile_pipeline, plan_run
+from yolo_distill.pipelines.graph import planned_tasks
 
 GOLDEN = Path(__file__).parent / "golden" / "ablation.yaml"
 
@@ -41,7 +42,7 @@ def test_its_defaults_are_those_of_the_command_line(compiled: Path, specificatio
 
 def test_every_result_is_an_output_of_a_task(specification: dict[str, Any]) -> None:
     tasks = specification["root"]["dag"]["tasks"]
-    for task, output in RESULTS.values():
+    for [task], output in RESULTS.values():
         component = specification["components"][tasks[task]["componentRef"]["name"]]
         assert output in component["outputDefinitions"]["artifacts"]
 
@@ -56,6 +57,18 @@ def test_all_trials_share_one_teacher_and_one_cache_and_few_run_at_once(specific
     item = "pipelinechannel--trials-loop-item"
     varying = {name for name, source in training["parameters"].items() if source.get("componentInputParameter") == item}
     assert varying == {"name", "recipe", "seed"}
+
+
+def test_every_trial_is_shown_by_its_student(compiled: Path) -> None:
+    arguments = AblationArguments(recipes=["plain", "default"], seeds=[3, 4]).pipeline_arguments
+    tasks = planned_tasks(compiled, arguments)
+    assert {task.name: task.title for task in tasks if task.name.startswith("distill-train")} == {
+        "distill-train-iteration-0": "Train a student (plain 3)",
+        "distill-train-iteration-1": "Train a student (default 3)",
+        "distill-train-iteration-2": "Train a student (plain 4)",
+        "distill-train-iteration-3": "Train a student (default 4)",
+    }
+    assert (tasks[0].name, tasks[-1].name) == ("prepare-data", "compare-recipes")
 
 
 def test_every_recipe_is_tried_with_every_seed(tmp_path: Path) -> None:

@@ -9,8 +9,14 @@ from rich.console import Console
 
 from yolo_distill.pipelines.display import run_display
 from yolo_distill.pipelines.events import RunWatch, TaskEvent, event_file, write_event
+from yolo_distill.pipelines.graph import PlannedTask
 
-TITLES = {"prepare": "Prepare the data", "train": "Train", "compare": "Compare"}
+TASKS = [
+    PlannedTask("prepare", "Prepare the data"),
+    PlannedTask("train", "Train"),
+    PlannedTask("other", "Train in another way", skipped=True),
+    PlannedTask("compare", "Compare"),
+]
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def watch(tmp_path: Path) -> RunWatch:
     write_event(tmp_path, "prepare", TaskEvent(time=now - 95, state="done", outputs={"dataset": Path("/data")}))
     write_event(tmp_path, "train", TaskEvent(time=now - 61, state="running"))
     write_event(tmp_path, "train", TaskEvent(time=now - 5, done=12, total=30, unit="epoch", note="loss 1.5"))
-    return RunWatch(tmp_path, TITLES)
+    return RunWatch(tmp_path, TASKS)
 
 
 def _shown_on_terminal(watch: RunWatch) -> str:
@@ -34,14 +40,15 @@ def _shown_on_terminal(watch: RunWatch) -> str:
 
 
 def test_a_terminal_shows_every_task_and_how_far_the_running_one_is(watch: RunWatch) -> None:
-    prepared, training, comparing, total = _shown_on_terminal(watch).splitlines()[:4]
+    prepared, training, other, comparing, total = _shown_on_terminal(watch).splitlines()[:5]
     assert prepared.split() == ["the", "data", "done", "0:05"]
     assert "Train" in training and "1:01" in training
     assert "epoch 12/30  loss 1.5" in training
     bar = training.split()[2]
     assert bar == "━━━━━━━━━╸", "12 of 30 make 9.6 of 24 characters"
+    assert other.split() == ["-", "Train", "in", "another", "way", "skipped"]
     assert comparing.split() == ["·", "Compare", "waiting"]
-    assert total.split()[:4] == ["1", "of", "3", "tasks"]
+    assert total.split()[:4] == ["1", "of", "3", "tasks"], "one of the four is none of the run's"
 
 
 def test_the_bar_grows_with_the_task(watch: RunWatch, tmp_path: Path) -> None:
@@ -82,7 +89,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change(watch: RunWatch, tmp
 
 
 def test_a_line_that_is_still_being_written_is_read_later(tmp_path: Path) -> None:
-    watch = RunWatch(tmp_path, TITLES)
+    watch = RunWatch(tmp_path, TASKS)
     line = TaskEvent(state="running").model_dump_json() + "\n"
     with event_file(tmp_path, "train").open("w") as file:
         file.write(line[:10])

@@ -11,7 +11,7 @@ from kfp.compiler import Compiler
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 from yolo_distill.pipelines.distillation.pipeline import RESULTS, distillation
 from yolo_distill.pipelines.distillation.run import compile_pipeline
-from yolo_distill.pipelines.plan import task_titles
+from yolo_distill.pipelines.graph import planned_tasks
 
 GOLDEN = Path(__file__).parent / "golden" / "distillation.yaml"
 
@@ -45,34 +45,74 @@ def test_its_defaults_are_those_of_the_command_line(specification: dict[str, Any
     )
 
 
+def _tasks(specification: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tasks of all loops and branches by name."""
+    dags = [specification["root"], *(part for part in specification["components"].values() if "dag" in part)]
+    return {name: task for dag in dags for name, task in dag["dag"]["tasks"].items()}
+
+
 def test_every_result_is_an_output_of_a_task(specification: dict[str, Any]) -> None:
-    tasks = specification["root"]["dag"]["tasks"]
-    for task, output in RESULTS.values():
-        component = specification["components"][tasks[task]["componentRef"]["name"]]
-        assert output in component["outputDefinitions"]["artifacts"]
+    tasks = _tasks(specification)
+    for names, output in RESULTS.values():
+        for name in names:
+            component = specification["components"][tasks[name]["componentRef"]["name"]]
+            assert output in component["outputDefinitions"]["artifacts"]
 
 
-def test_the_students_differ_in_the_cache_alone(specification: dict[str, Any]) -> None:
-    plain, distilled = (
-        specification["root"]["dag"]["tasks"][RESULTS[name][0]]["inputs"] for name in ("plain", "distilled")
-    )
-    assert distilled["artifacts"].keys() - plain["artifacts"].keys() == {"cache"}
-    assert distilled["artifacts"]["dataset"] == plain["artifacts"]["dataset"]
-    differing = {
-        name
-        for name in plain["parameters"].keys() | distilled["parameters"].keys()
-        if plain["parameters"].get(name) != distilled["parameters"].get(name)
-    }
+@pytest.mark.parametrize("number", range(3))
+def test_the_students_differ_in_the_teacher_alone(specification: dict[str, Any], number: int) -> None:
+    tasks = _tasks(specification)
+    [plain], distilled = RESULTS["plain"][0], RESULTS["distilled"][0][number]
+    one, other = tasks[plain]["inputs"], tasks[distilled]["inputs"]
+    assert other["artifacts"].keys() - one["artifacts"].keys() == {["cache", "cache", "teacher"][number]}
+    # In a branch they come through its own inputs, which are named after theirs.
+    values = {name: str(source).replace("pipelinechannel--", "") for name, source in other["parameters"].items()}
+    differing = {name for name in one["parameters"].keys() | values if str(one["parameters"].get(name)) != values[name]}
     assert differing == {"name", "recipe"}
 
 
+@pytest.mark.parametrize(
+    ("answers", "parts", "wanted"),
+    [
+        (
+            "cache",
+            2,
+            [
+                "teacher-cache-shards-iteration-0",
+                "teacher-cache-shards-iteration-1",
+                "teacher-cache-logits",
+                "distill-train-2",
+            ],
+        ),
+        ("original", 1, ["teacher-cache-logits-2", "distill-train-3"]),
+        ("online", 1, ["distill-train-4"]),
+    ],
+)
+def test_where_the_answers_come_from_decides_what_runs(
+    compiled: Path, answers: str, parts: int, wanted: list[str]
+) -> None:
+    arguments = DistillationArguments.model_validate({"teacher_answers": answers, "cache_parts": parts})
+    tasks = planned_tasks(compiled, arguments.model_dump())
+    run = [task.name for task in tasks if not task.skipped]
+    assert [name for name in run if name.startswith(("teacher-cache", "distill-train-"))] == wanted
+    assert [name for name in RESULTS["distilled"][0] if name in run] == wanted[-1:]
+    assert len(run) == 14 + len(wanted) - 1
+
+
 def test_tasks_are_shown_in_the_order_of_their_dependencies(compiled: Path) -> None:
-    titles = task_titles(compiled)
-    order = list(titles)
+    tasks = planned_tasks(compiled, {})
+    order = [task.name for task in tasks]
     assert order[0] == "prepare-data"
-    assert order.index("train-teacher") < order.index("teacher-cache-logits") < order.index("distill-train-2")
-    assert titles["prepare-data"] == "Prepare the data"
-    assert len(set(titles.values())) == len(titles)
+    wanted = [
+        "train-teacher",
+        "teacher-cache-shards-iteration-0",
+        "teacher-cache-logits",
+        "distill-train-2",
+        "export-openvino",
+    ]
+    assert [name for name in order if name in wanted] == wanted
+    assert tasks[0].title == "Prepare the data"
+    assert len({task.title for task in tasks}) == len(tasks)
 
 
 def test_no_task_hides_that_its_component_is_not_ours(specification: dict[str, Any]) -> None:

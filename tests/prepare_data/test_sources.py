@@ -461,6 +461,13 @@ def test_key_that_is_file_and_folder(bucket: str, put: Callable[[str, bytes], No
     assert left_over(tmp_path) == []
 
 
+def test_key_like_an_unfinished_download(bucket: str, put: Callable[[str, bytes], None], tmp_path: Path) -> None:
+    put("sets/yolo/data.yaml.part", b"x")
+    with pytest.raises(InputError, match=r"there is a 'data\.yaml\.part' beside 'data\.yaml'"):
+        prepare(f"s3://{bucket}/sets/yolo/", tmp_path / "out")
+    assert left_over(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -470,6 +477,7 @@ def test_key_that_is_file_and_folder(bucket: str, put: Callable[[str, bytes], No
         ("s3://no-such-bucket/x/", "does not exist"),
         ("s3:///x/", "names no bucket"),
         ("s3://", "names no bucket"),
+        ("s3://me:secret@data/x/", "^s3://…@data: has credentials in it"),
     ],
 )
 def test_nothing_in_storage(bucket: str, tmp_path: Path, source: str, words: str) -> None:

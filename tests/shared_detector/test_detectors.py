@@ -181,7 +181,7 @@ def test_a_detector_of_other_classes_than_its_card_says(tmp_path):
 
 def test_a_model_of_another_input_size_than_its_card_says(tmp_path):
     folder = onnx_model(tmp_path / "model", [7, 20])
-    with pytest.raises(InputError, match="cannot be run"):
+    with pytest.raises(InputError, match="takes images of 64x64 pixels, not 96x96"):
         open_detector(write_model_card(folder, "onnx", "m.onnx", imgsz=96))
 
 

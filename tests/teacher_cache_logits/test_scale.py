@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
-from yolo_distill.components.shared.storage import StoredFolder
 from yolo_distill.components.shared.views import Augmentation, View
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache, build_part
 from yolo_distill.components.teacher_cache_logits.cache import CacheManifest, TeacherCache, read_manifest
 from yolo_distill.components.teacher_cache_logits.shards import FolderShards, ShardStore, StoredShards, open_store
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat
 from yolo_distill.components.teacher_cache_logits.verify import require_fraction, verify_cache
+from yolo_distill.components.teacher_cache_shards.part import parse_part, spell_parts
 
 SETTINGS = CacheSettings(Augmentation(imgsz=64), open_views=2, closed_views=1, wanted=AnswerFormat(top_k=10))
 
@@ -140,15 +140,13 @@ def test_shards_are_fetched_once_and_checked(
     assert {file.name for file in (tmp_path / "local").iterdir()} == {files[n].name for n in files if n != damaged}
 
 
-def test_large_files_travel_in_parts(tmp_path: Path, root: str) -> None:
-    (tmp_path / "large").write_bytes(os.urandom(20_000_000))
-    folder = StoredFolder.at(root, root)
-    folder.upload(tmp_path / "large", "name", {"sha256": "abc"})
-    etag = boto3.Session().client("s3").head_object(Bucket=bucket_of(root), Key="some/where/name")["ETag"]
-    assert etag.endswith('-3"')
-    assert folder.describe("name") == (20_000_000, {"sha256": "abc"})
-    folder.download("name", tmp_path / "back")
-    assert sha256_file(tmp_path / "back") == sha256_file(tmp_path / "large")
+def test_a_record_that_names_a_file_elsewhere_counts_for_nothing(root: str) -> None:
+    store = StoredShards(root)
+    record = store.add("shard.safetensors", 0.5, lambda file: file.write_bytes(b"x") and None)
+    hostile = record.model_copy(update={"sha256": "../../elsewhere"})
+    key = "some/where/shard.json"
+    boto3.Session().client("s3").put_object(Bucket=bucket_of(root), Key=key, Body=hostile.model_dump_json().encode())
+    assert store.find("shard.safetensors") is None
 
 
 def test_storage_that_cannot_be_used_is_named(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +268,8 @@ def test_parts_are_built_in_a_loop_and_gathered(
     def parallel_cache(dataset_uri: str, teacher_uri: str) -> dsl.Artifact:
         dataset = dsl.importer(artifact_uri=dataset_uri, artifact_class=dsl.Dataset, reimport=False).output
         teacher = dsl.importer(artifact_uri=teacher_uri, artifact_class=dsl.Model, reimport=False).output
-        with dsl.ParallelFor([0, 1]) as part:
-            built = teacher_cache_shards(dataset=dataset, teacher=teacher, part=part, parts=2, **settings)
+        with dsl.ParallelFor(["1/2", "2/2"]) as part:
+            built = teacher_cache_shards(dataset=dataset, teacher=teacher, part=part, **settings)
         gathered = teacher_cache_logits(
             dataset=dataset, teacher=teacher, shards=dsl.Collected(built.outputs["shards"]), **settings
         )
@@ -287,6 +285,17 @@ def test_parts_are_built_in_a_loop_and_gathered(
     # Linked, not computed again.
     inodes = {file.stat().st_ino for path in parts for file in path.parent.rglob("*.safetensors")}
     assert {file.stat().st_ino for file in TeacherCache(Path(artifact.path)).files.values()} == inodes
+
+
+def test_parts_are_spelt_from_one_on() -> None:
+    assert spell_parts(3) == ["1/3", "2/3", "3/3"]
+    assert [parse_part(part) for part in spell_parts(12)] == [(index, 12) for index in range(12)]
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "1.0/2", "1/2/3", "a/b", "1/2 "])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"is no part. Write 2/4 for the second of four"):
+        parse_part(text)
 
 
 def test_what_parts_lack_is_computed(

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from yolo_distill.components.shared.detector.letterbox import ImageSize
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -25,21 +27,23 @@ class Detections:
 
 
 class Detector(Protocol):
-    """A network that is ready to run.
+    """A network that is ready to run."""
 
-    Attributes:
-        classes: Class names by class index.
-        imgsz: Side S of the square network input in pixels.
-    """
+    @property
+    def classes(self) -> list[str]:
+        """Class names by class index."""
+        ...
 
-    classes: list[str]
-    imgsz: int
+    @property
+    def imgsz(self) -> ImageSize:
+        """Size of the network input in pixels: the side of a square, or height and width."""
+        ...
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run the network.
 
         Args:
-            batch: Letterboxed RGB images in 0..1, C-contiguous float32 [B, 3, S, S], B ≥ 1.
+            batch: Letterboxed RGB images in 0..1, C-contiguous float32 [B, 3, H, W], B ≥ 1.
 
         Returns:
             For each of N anchor points the box centre x, y, width and height in pixels of the network input and a score

@@ -1,4 +1,4 @@
-"""Fitting an image into the square network input and boxes back into the image."""
+"""Fitting an image into the network input and boxes back into the image."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,9 @@ import cv2
 import numpy as np
 
 PAD_VALUE = 114
+
+# Side of a square in pixels, or height and width.
+ImageSize = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,32 @@ class Placement:
         return mapped
 
 
-def letterbox(image: np.ndarray, imgsz: int) -> tuple[np.ndarray, Placement]:
-    """Scale an image to fit a square, centred, and pad it with grey.
+def height_and_width(imgsz: ImageSize) -> tuple[int, int]:
+    """Return height and width in pixels."""
+    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+
+
+def letterbox(image: np.ndarray, imgsz: ImageSize) -> tuple[np.ndarray, Placement]:
+    """Scale an image to fit the network input, centred, and pad it with grey.
 
     Pixel for pixel what ultralytics' ``LetterBox`` does, so that a network sees at inference what it saw in training.
 
     Args:
         image: uint8 [height, width, 3].
-        imgsz: Side of the square in pixels.
+        imgsz: Size of the network input.
 
     Returns:
-        The square, uint8 [imgsz, imgsz, 3], and where the image lies in it.
+        The network input, uint8 [H, W, 3], and where the image lies in it.
     """
     height, width = image.shape[:2]
-    gain = min(imgsz / height, imgsz / width)
+    full_height, full_width = height_and_width(imgsz)
+    gain = min(full_height / height, full_width / width)
     # A very thin image keeps at least one pixel.
     new_width, new_height = max(round(width * gain), 1), max(round(height * gain), 1)
     if (new_width, new_height) != (width, height):
         image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
     # An odd pixel of padding goes to the right and below, hence the 0.1.
-    left, top = round((imgsz - new_width) / 2 - 0.1), round((imgsz - new_height) / 2 - 0.1)
-    square = np.full((imgsz, imgsz, 3), PAD_VALUE, np.uint8)
-    square[top : top + new_height, left : left + new_width] = image
-    return square, Placement(width, height, new_width / width, new_height / height, left, top)
+    left, top = round((full_width - new_width) / 2 - 0.1), round((full_height - new_height) / 2 - 0.1)
+    padded = np.full((full_height, full_width, 3), PAD_VALUE, np.uint8)
+    padded[top : top + new_height, left : left + new_width] = image
+    return padded, Placement(width, height, new_width / width, new_height / height, left, top)

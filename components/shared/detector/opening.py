@@ -1,52 +1,72 @@
-"""Opening a model artifact with the runtime that its format needs."""
+"""Opening a model, of ours or from elsewhere, with the runtime that its format needs."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.detections import Detector
+from yolo_distill.components.shared.detector.letterbox import PAD_VALUE
+from yolo_distill.components.shared.detector.locating import ModelFile, locate_model
+from yolo_distill.components.shared.detector.metadata import Declared, read_declared
+from yolo_distill.components.shared.detector.network import Network, NetworkDetector, Signature
+from yolo_distill.components.shared.detector.recognition import (
+    EXPORT_AGAIN,
+    input_size,
+    recognise,
+    require_card,
+    require_detection,
+)
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.model_card import ModelCard, read_card
+from yolo_distill.components.shared.model_card import ModelCard, ModelFormat
 
-_REMEDY = "Make the model again"
+_RUNTIMES: dict[ModelFormat, str] = {
+    "pytorch": "pytorch_runtime.PyTorchNetwork",
+    "onnx": "onnx_runtime.OnnxNetwork",
+    "openvino": "openvino_runtime.OpenVinoNetwork",
+}
 
 
-def open_detector(folder: Path, threads: int | None = None) -> Detector:
-    """Open a model artifact and run it once.
+def open_detector(model: Path, threads: int | None = None, imgsz: int | None = None) -> Detector:
+    """Open a model and run it once.
 
     Args:
-        folder: The model artifact.
+        model: A model artifact, or an export of a YOLOv8 detection model from elsewhere: an ``.onnx``, ``.xml`` or
+            ``.pt`` file, or a folder that holds one.
         threads: CPU threads of the network; all that this process may use by default.
+        imgsz: Side of the square network input in pixels for a model that takes any; what the model says by default.
 
     Returns:
-        The detector. It has run once, so that lazy set-up is done.
+        The detector. It has run once, so that lazy set-up is done. A model that says no class names has numbers for
+        them.
 
     Raises:
-        InputError: The folder is no model artifact, its files are missing, changed or broken, or the network's input or
-            output is not what a detector has.
+        InputError: There is no model, its files are missing, changed or broken, or the network's input or output is not
+            what a detector has.
     """
-    card = read_card(folder)
+    found = locate_model(model)
     try:
-        detector = _open(folder, card, threads or usable_cores())
-        output = detector.infer(np.zeros((1, 3, card.imgsz, card.imgsz), np.float32))
+        network = _open(found, threads or usable_cores())
+        declared = _declared(found.card, network.signature)
+        require_detection(found, network.signature, declared)
+        batch, height, width = input_size(found, network.signature.inputs[0], declared, imgsz)
+        image = np.full((batch or 1, 3, height, width), PAD_VALUE / 255, np.float32)
+        output = network.run(image)[:1]
     except InputError:
         raise
     except Exception as error:  # each runtime has exceptions of its own, without a common base
         raise InputError(
-            folder / card.file, f"cannot be run in {card.format} format: {_first_line(error)}", _REMEDY
+            found.path,
+            f"cannot be run in {found.format} format: {_first_line(error)}",
+            "Make the model again" if found.card else EXPORT_AGAIN,
         ) from error
-    channels = 4 + len(card.classes)
-    if output.ndim != 3 or output.shape[:2] != (1, channels):
-        raise InputError(
-            folder / card.file,
-            f"is not a detector of {len(card.classes)} classes: an output of shape 1x{channels}xN is expected "
-            f"(4 box coordinates and {len(card.classes)} class scores at N anchor points), "
-            f"it has {'x'.join(map(str, output.shape))}",
-            "Give a detection model and a card that lists its classes",
-        )
-    return detector
+    if found.card:
+        classes, transposed = require_card(found.path, found.card, output), False
+    else:
+        classes, transposed = recognise(found.path, declared, output, height, width)
+    return NetworkDetector(classes, height if height == width else (height, width), network, batch, transposed)
 
 
 def require_classes(folder: Path, card: ModelCard, classes: Sequence[str]) -> None:
@@ -72,19 +92,25 @@ def _some(classes: Sequence[str]) -> str:
     return f"{len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
 
 
-def _open(folder: Path, card: ModelCard, threads: int) -> Detector:
+def _open(found: ModelFile, threads: int) -> Network:
     # The runtimes are imported here, so that a step loads the one it needs: torch alone takes seconds.
-    if card.format == "pytorch":
-        from yolo_distill.components.shared.detector.pytorch_runtime import PyTorchDetector
+    module, _, name = _RUNTIMES[found.format].partition(".")
+    try:
+        runtime = getattr(import_module(f"{__package__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            found.path,
+            f"is in {found.format} format, which needs the package {error.name}, and that is not installed",
+            "Install it, or give the model in another format",
+        ) from error
+    network: Network = runtime(found.path, threads)
+    return network
 
-        return PyTorchDetector(folder / card.file, card, threads)
-    if card.format == "onnx":
-        from yolo_distill.components.shared.detector.onnx_runtime import OnnxDetector
 
-        return OnnxDetector(folder / card.file, card, threads)
-    from yolo_distill.components.shared.detector.openvino_runtime import OpenVinoDetector
-
-    return OpenVinoDetector(folder / card.file, card, threads)
+def _declared(card: ModelCard | None, signature: Signature) -> Declared:
+    if card:
+        return Declared(classes=card.classes, imgsz=(card.imgsz, card.imgsz))
+    return read_declared(signature.metadata)
 
 
 def _first_line(error: Exception) -> str:

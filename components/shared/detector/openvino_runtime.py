@@ -1,5 +1,6 @@
 """OpenVINO models on the CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
@@ -7,18 +8,22 @@ import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openv
 # isort: split
 import numpy as np
 import openvino
+import yaml
 from openvino import properties
 
+from yolo_distill.components.shared.detector.network import Shape, Signature
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.model_card import ModelCard
+
+# Ultralytics describes an export in this file beside it.
+_METADATA_NAME = "metadata.yaml"
+# Where OpenVINO keeps what an ONNX file said when it was converted.
+_CONVERTED_FROM = "framework"
 
 
-class OpenVinoDetector:
+class OpenVinoNetwork:
     """A compiled model and one request, tuned for latency."""
 
-    def __init__(self, path: Path, card: ModelCard, threads: int) -> None:
-        self.classes = card.classes
-        self.imgsz = card.imgsz
+    def __init__(self, path: Path, threads: int) -> None:
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise InputError(
@@ -26,7 +31,12 @@ class OpenVinoDetector:
             )
         core = openvino.Core()
         model = core.read_model(path)
-        self._static = model.input().get_partial_shape()[0].is_static
+        self.signature = Signature(
+            inputs=[_shape(port) for port in model.inputs],
+            outputs=[_shape(port) for port in model.outputs],
+            dtype=model.inputs[0].get_element_type().to_dtype().name,
+            metadata=_metadata(path, model),
+        )
         settings = {
             properties.hint.performance_mode: properties.hint.PerformanceMode.LATENCY,
             # A CPU with bf16 would otherwise run float layers in it, which moves boxes by whole pixels.
@@ -35,9 +45,28 @@ class OpenVinoDetector:
         }
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run the network, see :class:`~yolo_distill.components.shared.detector.Detector`."""
-        if self._static and len(batch) > 1:
-            return np.concatenate([self.infer(image[None]) for image in batch])
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Run the network, see :class:`~yolo_distill.components.shared.detector.network.Network`."""
+        fed = batch.astype(self.signature.dtype, copy=False)
         # The request keeps its output buffer, so the answer is copied out of it.
-        return np.array(self._request.infer({0: batch}, share_inputs=True)[0])
+        return np.array(self._request.infer({0: fed}, share_inputs=True)[0], np.float32)
+
+
+def _shape(port: openvino.Output) -> Shape:
+    shape = port.get_partial_shape()
+    return tuple(length.get_length() if length.is_static else None for length in shape) if shape.rank.is_static else ()
+
+
+def _metadata(path: Path, model: openvino.Model) -> Mapping[str, object]:
+    beside = path.with_name(_METADATA_NAME)
+    if beside.is_file():
+        try:
+            content = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(
+                beside, f"is not valid YAML: {error}", "Mend the file, or export the model again"
+            ) from error
+        return content if isinstance(content, dict) else {}
+    if not model.has_rt_info(_CONVERTED_FROM):
+        return {}
+    return {name: value.astype(str) for name, value in model.get_rt_info(_CONVERTED_FROM).astype(dict).items()}

@@ -9,22 +9,27 @@ import numpy as np
 import torch
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
+from yolo_distill.components.shared.detector.network import Signature
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.model_card import ModelCard
 
 
-class PyTorchDetector:
+class PyTorchNetwork:
     """A fused ultralytics detection network in evaluation mode."""
 
-    def __init__(self, path: Path, card: ModelCard, threads: int) -> None:
-        self.classes = card.classes
-        self.imgsz = card.imgsz
+    def __init__(self, path: Path, threads: int) -> None:
         # The number of threads belongs to the process, not to the network.
         torch.set_num_threads(threads)
-        self._network = load_network(path).fuse(verbose=False)
+        network = load_network(path)
+        self.signature = Signature(
+            inputs=[(None, 3, None, None)],
+            outputs=[(None, 4 + len(network.names), None)],
+            # What it was trained with; an untrained network has no arguments.
+            metadata={"names": network.names, "imgsz": dict(getattr(network, "args", {})).get("imgsz")},
+        )
+        self._network = network.fuse(verbose=False)
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run the network, see :class:`~yolo_distill.components.shared.detector.Detector`."""
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Run the network, see :class:`~yolo_distill.components.shared.detector.network.Network`."""
         with torch.inference_mode():
             output = self._network(torch.from_numpy(batch))
         return np.asarray(output[0].numpy())
@@ -55,6 +60,7 @@ def load_network(path: Path) -> DetectionModel:
             "Give a .pt file saved by ultralytics 8 that holds nothing but its own classes",
         ) from error
     network = checkpoint.get("ema") or checkpoint.get("model")
-    if not isinstance(network, DetectionModel):
+    # Networks for other tasks are derived from this one.
+    if type(network) is not DetectionModel:
         raise InputError(path, f"holds a {type(network).__name__}, not a DetectionModel", "Give a detection checkpoint")
     return network.float().eval()

@@ -1,0 +1,200 @@
+"""The cluster file, and what it does to the compiled pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import dsl
+from kfp.compiler import Compiler
+
+from tests.remote.conftest import CPU_IMAGE, TRAIN_IMAGE, CommandLine
+from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.image import TRAIN_IMAGE as NAMED_TRAIN_IMAGE
+from yolo_distill.pipelines.cluster import ClusterSettings, apply_cluster, load_cluster
+from yolo_distill.pipelines.distillation.run import compile_pipeline
+
+EXAMPLE = Path(__file__).parent.parent.parent / "manifests" / "cluster.example.yaml"
+IMAGES = {"cpu": CPU_IMAGE, "train": TRAIN_IMAGE}
+
+
+def compiled(folder: Path, cluster: ClusterSettings | None, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    compile_pipeline(folder / "pipeline.yaml", cluster, **options)
+    spec, *platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text())
+    executors = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
+    return spec, executors
+
+
+def without_settings(spec: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a compiled pipeline what a cluster may change."""
+    for executor in spec["deploymentSpec"]["executors"].values():
+        for field in ("image", "resources", "env"):
+            executor["container"].pop(field, None)
+    for task in spec["root"]["dag"]["tasks"].values():
+        for field in ("cachingOptions", "retryPolicy"):
+            task.pop(field, None)
+    return spec
+
+
+def test_the_graph_stays_as_it_is(tmp_path: Path) -> None:
+    plain, nothing = compiled(tmp_path, None)
+    configured, executors = compiled(tmp_path, load_cluster(EXAMPLE))
+    assert nothing == {}
+    assert executors.keys() == plain["deploymentSpec"]["executors"].keys()
+    assert configured != plain
+    assert without_settings(configured) == without_settings(plain)
+
+
+def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: Path) -> None:
+    spec, executors = compiled(tmp_path, load_cluster(EXAMPLE))
+    containers = {name: body["container"] for name, body in spec["deploymentSpec"]["executors"].items()}
+    training, light = containers["exec-distill-train-2"], containers["exec-compare"]
+    assert training["resources"]["resourceCpuRequest"] == "8"
+    assert training["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert training["resources"]["accelerator"]["resourceCount"] == "1"
+    assert light["resources"]["resourceMemoryLimit"] == "8Gi"
+    assert "accelerator" not in light["resources"]
+    assert light["env"] == [{"name": "AWS_ENDPOINT_URL", "value": "http://seaweedfs.kubeflow:9000"}]
+    platform = executors["exec-distill-train-2"]
+    assert platform["emptyDirMounts"] == [
+        {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
+    ]
+    assert platform["activeDeadlineSeconds"] == "259200"
+    assert platform["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert platform["nodeSelector"]["labels"] == {"cloud.example.org/pool": "gpu-spot"}
+    assert platform["imagePullPolicy"] == "IfNotPresent"
+    assert platform["imagePullSecret"][0]["secretName"] == "registry"
+    [mount] = platform["pvcMount"]
+    assert (mount["constant"], mount["mountPath"]) == ("yolo-distill", "/cache")
+    [secret] = platform["secretAsEnv"]
+    assert secret["secretName"] == "yolo-distill-s3"
+    assert {pair["secretKey"]: pair["envVar"] for pair in secret["keyToEnv"]} == {
+        "accesskey": "AWS_ACCESS_KEY_ID",
+        "secretkey": "AWS_SECRET_ACCESS_KEY",
+    }
+    assert executors["exec-benchmark"]["nodeSelector"]["labels"] == {"cloud.example.org/pool": "benchmark"}
+    tasks = spec["root"]["dag"]["tasks"]
+    retry = tasks["distill-train-2"]["retryPolicy"]
+    assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (3, "60s", 2.0)
+    assert "retryPolicy" not in tasks["compare"]
+    # Protobuf writes what is false as nothing.
+    assert [name for name, task in tasks.items() if not task["cachingOptions"]] == ["benchmark"]
+
+
+def test_every_image_is_the_cluster_s(tmp_path: Path) -> None:
+    named, _ = compiled(tmp_path, None)
+    spec, _ = compiled(tmp_path, ClusterSettings(images=IMAGES))
+    executors = spec["deploymentSpec"]["executors"]
+    for name, body in named["deploymentSpec"]["executors"].items():
+        flavour = "train" if body["container"]["image"] == NAMED_TRAIN_IMAGE else "cpu"
+        assert executors[name]["container"]["image"] == IMAGES[flavour]
+
+
+def test_nothing_is_taken_over_where_a_tag_may_mean_another_image(tmp_path: Path) -> None:
+    images = {"cpu": CPU_IMAGE, "train": "localhost/yolo-distill:1.0"}
+    spec, _ = compiled(tmp_path, ClusterSettings(images=images, allow_tags=True))
+    assert all(task["cachingOptions"] == {} for task in spec["root"]["dag"]["tasks"].values())
+
+
+def test_compiling_for_a_cluster_twice_gives_the_same(offline: CommandLine, folder: Path) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        done = offline("compile", "--cluster=cluster.yaml", f"--output={name}")
+        assert done.returncode == 0, done.stderr
+    assert (folder / "one.yaml").read_bytes() == (folder / "two.yaml").read_bytes()
+    assert CPU_IMAGE in (folder / "one.yaml").read_text()
+
+
+def test_a_pipeline_within_a_pipeline_is_not_passed_over() -> None:
+    @dsl.component(base_image=NAMED_TRAIN_IMAGE, install_kfp_package=False)
+    def step(): ...
+
+    @dsl.pipeline
+    def inner() -> None:
+        step()
+
+    @dsl.pipeline
+    def outer() -> None:
+        step()
+        inner()
+
+    with pytest.raises(TypeError, match="inner: a pipeline within a pipeline"):
+        apply_cluster(outer, ClusterSettings(images=IMAGES))
+
+
+def test_loops_and_conditions_are_reached(tmp_path: Path) -> None:
+    @dsl.component(base_image=NAMED_TRAIN_IMAGE, install_kfp_package=False)
+    def step(): ...
+
+    @dsl.pipeline(display_name="Loops", pipeline_config=dsl.PipelineConfig(workspace=dsl.WorkspaceConfig("1Gi")))
+    def loops(kind: str = "a") -> None:
+        with dsl.ParallelFor([1, 2]), dsl.If(kind == "a"):
+            step()
+
+    settings = ClusterSettings(images=IMAGES, deadline_seconds=60, flavours={"train": {"cpu": "3"}})
+    Compiler().compile(apply_cluster(loops, settings), str(tmp_path / "loops.yaml"))
+    spec, platform = yaml.safe_load_all((tmp_path / "loops.yaml").read_text())
+    [executor] = spec["deploymentSpec"]["executors"].values()
+    assert executor["container"]["image"] == TRAIN_IMAGE
+    assert executor["container"]["resources"]["resourceCpuRequest"] == "3"
+    assert spec["pipelineInfo"]["displayName"] == "Loops"
+    config = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert config["activeDeadlineSeconds"] == 60
+    assert config["workspace"]["size"] == "1Gi"
+
+
+def test_roots_may_lie_on_any_mounted_volume() -> None:
+    volumes = [{"claim": "a", "mount": "/work"}, {"claim": "b", "mount": "/cache"}]
+    settings = ClusterSettings(images=IMAGES, work_root="/work", cache_root="/cache/x", defaults={"volumes": volumes})
+    assert settings.is_mounted("/work/deep/er")
+    assert not settings.is_mounted("/workshop")
+    assert not settings.is_mounted("work")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it should be a valid dictionary"),
+        ("images: [", "is not valid YAML"),
+        ("{}", "images: Field required"),
+        (f"images: {{cpu: '{CPU_IMAGE}'}}", "images: there is none for train"),
+        ("images: {cpu: 'a:1', train: 'b:1'}", "images.cpu: 'a:1' is named by tag; name it by @sha256:…, or set allow"),
+        ("images: {cpu: 'a:latest', train: 'b:1'}\nallow_tags: true", "images.cpu: 'a:latest' can be another image"),
+        ("images: {cpu: 'a:1', train: host:5000/b}\nallow_tags: true", "images.train: 'host:5000/b' can be another"),
+        ("image: {}", "image: Extra inputs are not permitted"),
+        ("defaults: {cpus: 2}", "defaults.cpus: Extra inputs are not permitted"),
+        ("defaults: {cpu: lots}", "defaults.cpu: String should match pattern"),
+        ("flavours: {train: {memory: 4GB}}", "flavours.train.memory: String should match pattern"),
+        ("flavours: {gpu: {}}", "flavours.gpu: it should be 'cpu' or 'train'"),
+        ("defaults: {cpu: 2, cpu_limit: 1500m}", "defaults.cpu: 2 is more than its limit 1500m"),
+        ("defaults: {memory_limit: 4Gi}\ntasks: {compare: {memory: 5Gi}}", "tasks.compare.memory: 5Gi is more than"),
+        ("defaults: {accelerator_count: 0}", "defaults.accelerator_count: it should be greater than or equal to 1"),
+        ("defaults: {retries: {count: 0}}", "defaults.retries.count: it should be greater than or equal to 1"),
+        ("defaults: {env: {AWS_SECRET_ACCESS_KEY: x}}", "AWS_SECRET_ACCESS_KEY looks like a secret"),
+        ("defaults: {env: {MLFLOW_TRACKING_URI: 'http://me:pw@host'}}", "MLFLOW_TRACKING_URI holds a user's password"),
+        ("defaults: {secrets: [{name: s3}]}", "defaults.secrets.0.env: Field required"),
+        ("defaults: {volumes: [{claim: My_Claim, mount: /c}]}", "defaults.volumes.0.claim: String should match"),
+        ("defaults: {volumes: [{claim: a, mount: c}]}", "defaults.volumes.0.mount: String should match"),
+        ("defaults: {volumes: [{claim: a, mount: /c}, {claim: b, mount: /c}]}", "two volumes are mounted at the same"),
+        ("defaults: {tolerations: [{operator: Exists, value: x}]}", "with operator Exists there is no value"),
+        ("work_root: /work", "work_root: '/work' lies on no volume"),
+        ("cache_root: gs://x", "cache_root: 'gs://x' lies on no volume"),
+    ],
+)
+def test_mistakes_name_the_field(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "cluster.yaml"
+    if "images" not in text and text not in {"", "{}"}:
+        text += f"\nimages: {{cpu: '{CPU_IMAGE}', train: '{TRAIN_IMAGE}'}}"
+    file.write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_cluster(file)
+    assert str(raised.value).startswith(f"--cluster {file}")
+    assert message in str(raised.value)
+
+
+def test_a_task_that_does_not_exist_is_told(offline: CommandLine, folder: Path) -> None:
+    with (folder / "cluster.yaml").open("a") as file:
+        file.write("tasks: {distil: {cpu: 1}}\n")
+    done = offline("compile", "--cluster=cluster.yaml")
+    assert done.returncode == 2
+    assert "error: tasks.distil: the pipeline has no such task. Its tasks are prepare-data" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["cluster.yaml"]
