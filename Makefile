@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 TESTS ?= $(sort $(wildcard tests/[a-z]*/))
-GOLDEN := tests/pipelines/golden/distillation.yaml
+GOLDEN := tests/pipelines/golden
 
 # Import names for mypy, which does not follow the mapping in pyproject.toml.
 NAMES := .mypy_cache/path/yolo_distill
@@ -35,15 +35,17 @@ lint: setup  ## Check style and types
 	@ln -sfn ../../../pipelines $(NAMES)/pipelines
 	MYPYPATH=.mypy_cache/path $(BIN)/mypy -p yolo_distill.components -p yolo_distill.pipelines
 
-compile: setup  ## Write the pipeline as KFP IR YAML into build/
+compile: setup  ## Write the pipelines as KFP IR YAML into build/
 	@mkdir -p build
-	@$(BIN)/yolo-distill compile --output build/yolov8-distillation.yaml
+	@for name in distillation ablation; do \
+		$(BIN)/yolo-distill compile --pipeline $$name --output build/yolov8-$$name.yaml; done
 
 docs: setup  ## Write every component's inputs and outputs into its README
 	$(BIN)/python scripts/generate_readmes.py
 
-golden: setup  ## Accept the pipeline as it is compiled now
-	@$(BIN)/yolo-distill compile --output $(GOLDEN)
+golden: setup  ## Accept the pipelines as they are compiled now
+	@for name in distillation ablation; do \
+		$(BIN)/yolo-distill compile --pipeline $$name --output $(GOLDEN)/$$name.yaml; done
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -2,6 +2,9 @@
 
 import signal
 import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,18 +15,30 @@ import typer
 from rich.console import Console
 
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.pipelines import options
+from yolo_distill.pipelines.ablation.arguments import AblationArguments
+from yolo_distill.pipelines.ablation.arguments import checked_arguments as checked_ablation
 from yolo_distill.pipelines.cluster import load_cluster
 from yolo_distill.pipelines.display import shown_path
-from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments, checked_arguments
+from yolo_distill.pipelines.distillation.arguments import DistillationArguments, checked_arguments
+from yolo_distill.pipelines.events import RunWatch
 from yolo_distill.pipelines.failures import failures_in_a_line
 from yolo_distill.pipelines.launch import RunError, run_pipeline
+from yolo_distill.pipelines.plan import RunPlan
 from yolo_distill.pipelines.remote_commands import add_remote_commands
 
 _DEFAULTS = DistillationArguments()
+_ABLATION = AblationArguments()
 # Characters in a line where nobody's terminal sets a limit.
 _FILE_WIDTH = 140
 _INTERRUPTED = "the next run goes on where this one stopped"
-_DATA, _MODELS, _TRAINING, _MEASURING, _RUN = "Data", "Models", "Training", "Measuring", "Run"
+_OUTPUT = Path("runs")
+
+
+class _Pipeline(StrEnum):
+    distillation = "distillation"
+    ablation = "ablation"
+
 
 app = typer.Typer(
     name="yolo-distill",
@@ -50,53 +65,17 @@ def _main(
     """Options of the program itself."""
 
 
-def _default(name: str) -> str:
-    """Return how the help shows a default that depends on the data."""
-    return f"{OWN_DATA_DEFAULTS[name] or 'none'}; for digits {getattr(_DEFAULTS, name)}"
-
-
 @app.command("run")
 def run_command(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Images and labels: a folder or archive in YOLO, Pascal VOC or COCO format, an http(s):// or s3://"
-            " address of one, or [bold]digits[/], handwritten digits that come with the program.",
-            rich_help_panel=_DATA,
-        ),
-    ] = _DEFAULTS.source,
-    val_fraction: Annotated[
-        float, typer.Option(help="Share of images for validation, if the data has no splits.", rich_help_panel=_DATA)
-    ] = _DEFAULTS.val_fraction,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of images for testing, if the data has no splits.", rich_help_panel=_DATA)
-    ] = _DEFAULTS.test_fraction,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            help="About mistakes in the data: stop, or drop what is broken into the data report.",
-            rich_help_panel=_DATA,
-        ),
-    ] = _DEFAULTS.on_error,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="Model YAML to train from scratch, such as yolov8m.yaml, or a .pt checkpoint: used as it is when its"
-            " classes are those of the data, else fine-tuned.",
-            rich_help_panel=_MODELS,
-            show_default=_default("teacher_model"),
-        ),
-    ] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Model YAML or .pt checkpoint that the student starts from.",
-            rich_help_panel=_MODELS,
-            show_default=_default("student_model"),
-        ),
-    ] = None,
+    data: options.Data = _DEFAULTS.source,
+    val_fraction: options.ValFraction = _DEFAULTS.val_fraction,
+    test_fraction: options.TestFraction = _DEFAULTS.test_fraction,
+    on_error: options.OnError = _DEFAULTS.on_error,
+    teacher: options.Teacher = None,
+    student: options.Student = None,
     recipe: Annotated[
-        str, typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=_TRAINING)
+        str,
+        typer.Option(help="Distillation losses: a recipe's name, or a YAML file.", rich_help_panel=options.TRAINING),
     ] = _DEFAULTS.recipe,
     teacher_answers: Annotated[
         str,
@@ -104,97 +83,39 @@ def run_command(
             help="What the student learns from: cache, the teacher's answers to every view of an image, asked once and"
             " kept; original, one answer to each image, carried into its views (with --recipe original or a like one);"
             " online, the teacher asked at every step.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=options.TRAINING,
         ),
     ] = _DEFAULTS.teacher_answers,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the data for both students.", rich_help_panel=_TRAINING, show_default=_default("epochs")
-        ),
-    ] = None,
-    teacher_epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the data for the teacher; 0 to take a checkpoint as it is or refuse it.",
-            rich_help_panel=_TRAINING,
-            show_default=_default("teacher_epochs"),
-        ),
-    ] = None,
-    imgsz: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the network's input in pixels, a multiple of 32.",
-            rich_help_panel=_TRAINING,
-            show_default=_default("imgsz"),
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images a training step.", rich_help_panel=_TRAINING)] = _DEFAULTS.batch,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            help="Augmented views of each image that the teacher answers; the epochs take turns with them.",
-            rich_help_panel=_TRAINING,
-            show_default=_default("views"),
-        ),
-    ] = None,
-    closed_views: Annotated[
-        int | None,
-        typer.Option(
-            help="The same without mosaic, for the last epochs.",
-            rich_help_panel=_TRAINING,
-            show_default=_default("closed_views"),
-        ),
-    ] = None,
-    augmentation: Annotated[
-        str | None,
-        typer.Option(
-            help="Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.",
-            rich_help_panel=_TRAINING,
-            show_default=_default("augmentation"),
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of splits, weights and image order.", rich_help_panel=_TRAINING)
-    ] = _DEFAULTS.seed,
-    split: Annotated[
-        str, typer.Option(help="Split whose mAP is reported: train, val or test.", rich_help_panel=_MEASURING)
-    ] = _DEFAULTS.evaluation_split,
+    epochs: options.Epochs = None,
+    teacher_epochs: options.TeacherEpochs = None,
+    imgsz: options.ImageSize = None,
+    batch: options.Batch = _DEFAULTS.batch,
+    views: options.Views = None,
+    closed_views: options.ClosedViews = None,
+    augmentation: options.Augmentation = None,
+    seed: options.Seed = _DEFAULTS.seed,
+    split: options.Split = _DEFAULTS.evaluation_split,
     calibration_images: Annotated[
-        int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=_MEASURING)
+        int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=options.MEASURING)
     ] = _DEFAULTS.calibration_images,
     benchmark_seconds: Annotated[
-        float, typer.Option(help="Measuring time for each model.", rich_help_panel=_MEASURING)
+        float, typer.Option(help="Measuring time for each model.", rich_help_panel=options.MEASURING)
     ] = _DEFAULTS.benchmark_seconds,
     registered_name: Annotated[
-        str, typer.Option(help="The INT8 model's name in MLflow's registry.", rich_help_panel=_MEASURING)
+        str, typer.Option(help="The INT8 model's name in MLflow's registry.", rich_help_panel=options.MEASURING)
     ] = _DEFAULTS.registered_name,
-    output: Annotated[Path, typer.Option(help="Folder for everything that is made.", rich_help_panel=_RUN)] = Path(
-        "runs"
-    ),
-    cache_root: Annotated[
-        str,
-        typer.Option(
-            help="Folder or s3:// address where the teacher's answers are kept for all runs.",
-            rich_help_panel=_RUN,
-            show_default="within the output folder",
-        ),
-    ] = _DEFAULTS.cache_root,
+    output: options.Output = _OUTPUT,
+    cache_root: options.CacheRoot = _DEFAULTS.cache_root,
     cache_parts: Annotated[
         int,
         typer.Option(
             help="Parts in which the teacher is asked for its answers, side by side: one a pod on Kubeflow, two at a"
             " time here.",
-            rich_help_panel=_RUN,
+            rich_help_panel=options.RUN,
         ),
     ] = len(_DEFAULTS.cache_parts),
-    cache: Annotated[
-        bool,
-        typer.Option("--cache/--no-cache", help="Take over what earlier runs have made.", rich_help_panel=_RUN),
-    ] = True,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show everything that the tasks print.", rich_help_panel=_RUN)
-    ] = False,
+    cache: options.UseCache = True,
+    verbose: options.Verbose = False,
 ) -> None:
     """Train a teacher, distil it, make the student INT8, and compare.
 
@@ -231,12 +152,82 @@ def run_command(
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
 
-        signal.signal(signal.SIGTERM, _end_on_signal)
-        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-        plan = plan_run(arguments, output, cached=cache)
-        console.print(f"Run [bold]{plan.name}[/]; the log goes to {shown_path(plan.log)}", soft_wrap=True)
-        watch = run_pipeline(plan, console, verbose=verbose)
+        plan, watch, console = _run(partial(plan_run, arguments, output, cached=cache), verbose=verbose)
         from yolo_distill.pipelines.distillation.results import publish_results, show_results
+
+        publish_results(plan, watch)
+        show_results(plan, console)
+
+
+@app.command("ablate")
+def ablate_command(
+    recipes: Annotated[
+        str,
+        typer.Option(
+            help="What to compare, separated by commas: recipes by name or YAML file, and plain, which trains without a"
+            " teacher.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = ",".join(_ABLATION.recipes),
+    seeds: Annotated[
+        str,
+        typer.Option(
+            help="Seeds that every recipe is trained with, separated by commas.", rich_help_panel=options.TRAINING
+        ),
+    ] = ",".join(map(str, _ABLATION.seeds)),
+    data: options.Data = _ABLATION.source,
+    val_fraction: options.ValFraction = _ABLATION.val_fraction,
+    test_fraction: options.TestFraction = _ABLATION.test_fraction,
+    on_error: options.OnError = _ABLATION.on_error,
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    epochs: options.Epochs = None,
+    teacher_epochs: options.TeacherEpochs = None,
+    imgsz: options.ImageSize = None,
+    batch: options.Batch = _ABLATION.batch,
+    views: options.Views = None,
+    closed_views: options.ClosedViews = None,
+    augmentation: options.Augmentation = None,
+    seed: options.Seed = _ABLATION.seed,
+    split: options.Split = _ABLATION.evaluation_split,
+    output: options.Output = _OUTPUT,
+    cache_root: options.CacheRoot = _ABLATION.cache_root,
+    cache: options.UseCache = True,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train a student with every recipe and several seeds, and tell which recipe is best.
+
+    All learn from one teacher, which is asked once. The best recipe is named only if a paired bootstrap over images and
+    seeds rules out chance.
+    """
+    values = {
+        "recipes": [recipe.strip() for recipe in recipes.split(",")],
+        "seeds": [one.strip() for one in seeds.split(",")],
+        "source": data,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+        "on_error": on_error,
+        "teacher_model": teacher,
+        "student_model": student,
+        "epochs": epochs,
+        "teacher_epochs": teacher_epochs,
+        "imgsz": imgsz,
+        "batch": batch,
+        "views": views,
+        "closed_views": closed_views,
+        "augmentation": augmentation,
+        "seed": seed,
+        "evaluation_split": split,
+        "cache_root": cache_root,
+    }
+    with failures_in_a_line(_INTERRUPTED):
+        _require_pipeline_libraries()
+        arguments = checked_ablation(values)
+        # These take seconds to import; a mistake in the options has shown before.
+        from yolo_distill.pipelines.ablation.run import plan_run
+
+        plan, watch, console = _run(partial(plan_run, arguments, output, cached=cache), verbose=verbose)
+        from yolo_distill.pipelines.ablation.results import publish_results, show_results
 
         publish_results(plan, watch)
         show_results(plan, console)
@@ -244,20 +235,24 @@ def run_command(
 
 @app.command("compile")
 def compile_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path(
-        "yolov8-distillation.yaml"
-    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="YAML file to write.", show_default="yolov8-<pipeline>.yaml")
+    ] = None,
+    pipeline: Annotated[_Pipeline, typer.Option(help="Which pipeline.")] = _Pipeline.distillation,
     cluster: Annotated[
         Path | None, typer.Option(help="Cluster file: images, resources, volumes, secrets of the tasks.")
     ] = None,
 ) -> None:
-    """Write the pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
+    """Write a pipeline as KFP IR YAML, for Kubeflow Pipelines to run."""
     with failures_in_a_line(_INTERRUPTED):
         _require_pipeline_libraries()
-        from yolo_distill.pipelines.distillation.run import compile_pipeline
+        from yolo_distill.pipelines.ablation import run as ablation
+        from yolo_distill.pipelines.distillation import run as distillation
 
-        compile_pipeline(output, load_cluster(cluster) if cluster else None)
-        Console().print(f"Wrote {shown_path(output)}", soft_wrap=True)
+        target = output or Path(f"yolov8-{pipeline.value}.yaml")
+        module = {_Pipeline.distillation: distillation, _Pipeline.ablation: ablation}[pipeline]
+        module.compile_pipeline(target, load_cluster(cluster) if cluster else None)
+        Console().print(f"Wrote {shown_path(target)}", soft_wrap=True)
 
 
 @app.command("predict")
@@ -307,6 +302,14 @@ def predict_command(
         # A camera has no end of its own.
         if tally.interrupted and not source.isdecimal():
             raise KeyboardInterrupt
+
+
+def _run(plan_run: Callable[[], RunPlan], *, verbose: bool) -> tuple[RunPlan, RunWatch, Console]:
+    signal.signal(signal.SIGTERM, _end_on_signal)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    plan = plan_run()
+    console.print(f"Run [bold]{plan.name}[/]; the log goes to {shown_path(plan.log)}", soft_wrap=True)
+    return plan, run_pipeline(plan, console, verbose=verbose), console
 
 
 def _require_pipeline_libraries() -> None:

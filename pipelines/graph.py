@@ -79,7 +79,7 @@ class _Graph:
                 values = _items(name, task, inputs)
                 for number, value in enumerate(values):
                     scope = {**inputs, task["parameterIterator"]["itemInput"]: value}
-                    label = f"{items} ({value})" if len(values) > 1 else items
+                    label = f"{items} ({_spoken(value)})" if len(values) > 1 else items
                     yield from self.tasks(inner, scope, (*iterations, number), label, ruled_out)
             else:
                 yield from self.tasks(inner, inputs, iterations, items, ruled_out)
@@ -112,6 +112,11 @@ def _items(name: str, task: Mapping[str, Any], inputs: Mapping[str, object]) -> 
     if not isinstance(items, list):
         raise ValueError(f"what {name} goes over is not known before the pipeline runs")
     return items
+
+
+def _spoken(item: object) -> object:
+    """Return what people call the item of a loop: a student, where an iteration is told more than one thing."""
+    return item["student"] if isinstance(item, dict) else item
 
 
 def _is_ruled_out(task: Mapping[str, Any], inputs: Mapping[str, object]) -> bool:

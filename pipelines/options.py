@@ -1,78 +1,122 @@
-"""Options that several commands share, declared once."""
+"""The options that the commands share."""
 
-import functools
-import inspect
-from collections.abc import Callable
-from copy import copy
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from typing import Annotated
 
-from typer.models import OptionInfo
+import typer
 
-from yolo_distill.pipelines.distillation.arguments import DistillationArguments, option_name
+from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments
 
+DATA, MODELS, TRAINING, MEASURING, RUN = "Data", "Models", "Training", "Measuring", "Run"
 
-def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of other functions.
-
-    Args:
-        **groups: Functions by the command's parameter that their results are passed as. The command shows the options
-            of each in place of that parameter.
-
-    Returns:
-        A decorator for the command.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signatures = {name: inspect.signature(group).parameters for name, group in groups.items()}
-
-        @functools.wraps(command)
-        def with_groups(**values: Any) -> None:
-            for name, parameters in signatures.items():
-                values[name] = groups[name](**{parameter: values.pop(parameter) for parameter in parameters})
-            command(**values)
-
-        own = [p for p in inspect.signature(command).parameters.values() if p.name not in groups]
-        added = [p for parameters in signatures.values() for p in parameters.values()]
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *added)]
-        # Typer reads both.
-        with_groups.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-        with_groups.__annotations__ = {p.name: p.annotation for p in keyword_only}
-        return with_groups
-
-    return decorate
+_DEFAULTS = DistillationArguments()
 
 
-def pipeline_options(run_command: Callable[..., None]) -> Callable[..., dict[str, object]]:
-    """Return a function that has the options of a command which are arguments of the pipeline.
-
-    An option that is not given is ``None``, so that it leaves the word to a file or to the pipeline's default.
-
-    Args:
-        run_command: The command; its other options are left out, and so are places that belong to a cluster.
-
-    Returns:
-        The function; called with options, it returns arguments by the pipeline's names for them.
-    """
-    places = {"work_root", "cache_root"}
-    arguments = {
-        option_name(name).removeprefix("--").replace("-", "_"): name
-        for name in DistillationArguments.model_fields.keys() - places
-    }
-    parameters = [p for p in inspect.signature(run_command).parameters.values() if p.name in arguments]
-
-    def given(**options: object) -> dict[str, object]:
-        return {arguments[name]: value for name, value in options.items()}
-
-    given.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [p.replace(default=None, annotation=_showing(p), kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    )
-    return given
+def _default(name: str) -> str:
+    """Return how the help shows a default that depends on the data."""
+    return f"{OWN_DATA_DEFAULTS[name] or 'none'}; for digits {getattr(_DEFAULTS, name)}"
 
 
-def _showing(parameter: inspect.Parameter) -> Any:
-    """Return a parameter's annotation with a default that is shown, though there is none."""
-    kind, option = get_args(parameter.annotation)
-    shown: OptionInfo = copy(option)
-    if shown.show_default is True and parameter.default is not None:
-        shown.show_default = str(parameter.default)
-    return Annotated[kind | None, shown]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Images and labels: a folder or archive in YOLO, Pascal VOC or COCO format, an http(s):// or s3://"
+        " address of one, or [bold]digits[/], handwritten digits that come with the program.",
+        rich_help_panel=DATA,
+    ),
+]
+ValFraction = Annotated[
+    float, typer.Option(help="Share of images for validation, if the data has no splits.", rich_help_panel=DATA)
+]
+TestFraction = Annotated[
+    float, typer.Option(help="Share of images for testing, if the data has no splits.", rich_help_panel=DATA)
+]
+OnError = Annotated[
+    str,
+    typer.Option(
+        help="About mistakes in the data: stop, or drop what is broken into the data report.",
+        rich_help_panel=DATA,
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Model YAML to train from scratch, such as yolov8m.yaml, or a .pt checkpoint: used as it is when its"
+        " classes are those of the data, else fine-tuned.",
+        rich_help_panel=MODELS,
+        show_default=_default("teacher_model"),
+    ),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        help="Model YAML or .pt checkpoint that the student starts from.",
+        rich_help_panel=MODELS,
+        show_default=_default("student_model"),
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over the data for every student.", rich_help_panel=TRAINING, show_default=_default("epochs")
+    ),
+]
+TeacherEpochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over the data for the teacher; 0 to take a checkpoint as it is or refuse it.",
+        rich_help_panel=TRAINING,
+        show_default=_default("teacher_epochs"),
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the network's input in pixels, a multiple of 32.",
+        rich_help_panel=TRAINING,
+        show_default=_default("imgsz"),
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Images a training step.", rich_help_panel=TRAINING)]
+Views = Annotated[
+    int | None,
+    typer.Option(
+        help="Augmented views of each image that the teacher answers; the epochs take turns with them.",
+        rich_help_panel=TRAINING,
+        show_default=_default("views"),
+    ),
+]
+ClosedViews = Annotated[
+    int | None,
+    typer.Option(
+        help="The same without mosaic, for the last epochs.",
+        rich_help_panel=TRAINING,
+        show_default=_default("closed_views"),
+    ),
+]
+Augmentation = Annotated[
+    str | None,
+    typer.Option(
+        help="Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.",
+        rich_help_panel=TRAINING,
+        show_default=_default("augmentation"),
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of splits, weights and image order.", rich_help_panel=TRAINING)]
+Split = Annotated[str, typer.Option(help="Split whose mAP is reported: train, val or test.", rich_help_panel=MEASURING)]
+Output = Annotated[Path, typer.Option(help="Folder for everything that is made.", rich_help_panel=RUN)]
+CacheRoot = Annotated[
+    str,
+    typer.Option(
+        help="Folder or s3:// address where the teacher's answers are kept for all runs.",
+        rich_help_panel=RUN,
+        show_default="within the output folder",
+    ),
+]
+UseCache = Annotated[
+    bool,
+    typer.Option("--cache/--no-cache", help="Take over what earlier runs have made.", rich_help_panel=RUN),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show everything that the tasks print.", rich_help_panel=RUN)
+]

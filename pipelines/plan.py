@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.shared.files import write_text
 
-Argument = str | int | float | bool | list[str]
+Argument = str | int | float | bool | list[str] | list[dict[str, str | int]]
 
 
 class RunPlan(BaseModel):
@@ -121,7 +121,7 @@ def code_digest() -> str:
     """Return a digest over the components' files and the versions of the libraries they are built on."""
     digest = hashlib.sha256()
     root = Path(str(resources.files("yolo_distill.components")))
-    for path in sorted(p for pattern in ("*.py", "*.yaml", "*.j2") for p in root.rglob(pattern)):
+    for path in sorted(p for pattern in ("*.py", "*.yaml", "*.html", "*.j2") for p in root.rglob(pattern)):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     for requirement in sorted(metadata.requires("yolo-distill") or []):
         name = re.match(r"[\w.-]+", requirement)

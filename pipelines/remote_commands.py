@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.pipelines.borrowed_options import pipeline_options, with_options
 from yolo_distill.pipelines.cluster import ClusterSettings, KubernetesName, load_cluster
 from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 from yolo_distill.pipelines.failures import failures_in_a_line
-from yolo_distill.pipelines.options import pipeline_options, with_options
 from yolo_distill.pipelines.remote_arguments import (
     RunOptions,
     digest_for,

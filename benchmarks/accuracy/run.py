@@ -19,7 +19,7 @@ import typer
 from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.distill_train.recipe import load_recipe
-from yolo_distill.components.distill_train.train import distill, open_teacher
+from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.evaluate_map.evaluate import evaluate
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.prepare_data.prepare import prepare
@@ -118,13 +118,10 @@ def one(arm: str, seed: int, experiment: Experiment) -> None:
 def train_ours(experiment: Experiment, folder: Path, arm: str, seed: int) -> list[dict[str, float]]:
     """Train a student with this project, plainly or by a recipe."""
     recipe = None if arm == "plain" else load_recipe(arm)
-    online = recipe is not None and bool(recipe.needs_online)
-    if recipe is not None and not online and not experiment.cache.is_dir():
+    if recipe is not None and not recipe.needs_online and not experiment.cache.is_dir():
         views = CacheSettings(experiment.settings(0).augmentation, OPEN_VIEWS, CLOSED_VIEWS, AnswerFormat())
         build_cache(experiment.dataset, experiment.teacher, views, experiment.cache, experiment.work)
-    teacher = (
-        None if recipe is None else open_teacher(*((None, experiment.teacher) if online else (experiment.cache, None)))
-    )
+    teacher = recipe and choose_teacher(recipe, experiment.cache, experiment.teacher)
     result = distill(
         experiment.dataset,
         experiment.student,

@@ -6,7 +6,7 @@ from pathlib import Path
 from yolo_distill.components.benchmark.results import read_benchmark
 from yolo_distill.components.compare.comparison import Comparison, Role, build_comparison, write_comparison
 from yolo_distill.components.compare.report import report
-from yolo_distill.components.compare.summary import markdown
+from yolo_distill.components.compare.summary import summary
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
 from yolo_distill.components.shared.files import new_directory, write_text
 
@@ -31,7 +31,7 @@ def compare(evaluations: Mapping[Role, Path], benchmark: Path, table: Path, page
         {role: read_evaluation(folder) for role, folder in evaluations.items()}, read_benchmark(benchmark)
     )
     content = report(result, evaluations)
-    write_text(table, markdown(result))
+    write_text(table, summary(result).markdown())
     write_text(page, content)
     with new_directory(comparison) as folder:
         write_comparison(folder, result)

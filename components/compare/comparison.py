@@ -200,7 +200,7 @@ def _compared(role: Role, evaluation: Evaluation, benchmark: Benchmark) -> Compa
         raise InputError(f"evaluation of {role}", "has no mAP", "Evaluate on a split with labelled boxes")
     return ComparedModel(
         role=role,
-        **evaluation.model.model_dump(),
+        **evaluation.model.model_dump(exclude={"lineage"}),
         size_bytes=entry.size_bytes,
         map=evaluation.map,
         map50=evaluation.map50,

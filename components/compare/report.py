@@ -4,24 +4,17 @@ import base64
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
-from yolo_distill.components.compare.comparison import ComparedModel, Comparison, Role
+from yolo_distill.components.compare.comparison import ROLES, ComparedModel, Comparison, Role
 from yolo_distill.components.compare.summary import runtime, summary, title
 from yolo_distill.components.evaluate_map.evaluation import PICTURE_NAME
 from yolo_distill.components.shared.curves import inline_png
+from yolo_distill.components.shared.pages import COLOURS, render_page
 
 _MOST_CLASSES = 20
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_COLOURS: dict[Role, str] = {
-    "teacher": "#000000",
-    "plain": "#E69F00",
-    "distilled": "#0072B2",
-    "openvino": "#56B4E9",
-    "quantized": "#009E73",
-}
+_COLOURS: dict[Role, str] = dict(zip(ROLES, COLOURS, strict=False))
 _TRAINED: tuple[Role, ...] = ("plain", "distilled", "teacher")
 
 
@@ -35,14 +28,12 @@ def report(comparison: Comparison, evaluations: Mapping[Role, Path]) -> str:
     Returns:
         A self-contained HTML page.
     """
-    # The package of the import system, so that the template is found in a wheel as in a checkout.
-    environment = Environment(
-        loader=PackageLoader("yolo_distill.components.compare", "."), autoescape=True, undefined=StrictUndefined
-    )
     pictures = {role: evaluations[role] / PICTURE_NAME for role in (*_TRAINED, "quantized") if role in evaluations}
     classes = _shown_classes(comparison)
-    return environment.get_template("report.html").render(
-        summary=summary(comparison),
+    return render_page(
+        "yolo_distill.components.compare",
+        "report.html",
+        summary(comparison),
         comparison=comparison,
         trade_off=inline_png(_trade_off(comparison)),
         per_class=inline_png(_per_class(comparison, classes)),

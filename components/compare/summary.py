@@ -1,8 +1,7 @@
-"""The comparison in words and rows, for a terminal, a Markdown file and a page alike."""
-
-from dataclasses import dataclass
+"""The comparison in words and rows."""
 
 from yolo_distill.components.compare.comparison import ComparedModel, Comparison
+from yolo_distill.components.shared.summary import Summary
 
 COLUMNS = (
     "Model",
@@ -28,27 +27,12 @@ _RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO
 _QUIET = 0.1
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a reader wants to know first.
-
-    Attributes:
-        columns: Headings of the table.
-        rows: One row a model, a text for each column.
-        findings: What follows from the table, a sentence each.
-        caveats: What a reader must know before trusting it, a sentence each.
-    """
-
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    findings: list[str]
-    caveats: list[str]
-
-
 def summary(comparison: Comparison) -> Summary:
     """Return a comparison's table, findings and caveats."""
     return Summary(
+        title="Comparison of teacher and students",
         columns=COLUMNS,
+        text_columns=2,
         rows=[_row(model) for model in comparison.models],
         findings=_findings(comparison),
         caveats=_caveats(comparison),
@@ -63,15 +47,6 @@ def title(model: ComparedModel) -> str:
 def runtime(model: ComparedModel) -> str:
     """Return how a table calls what runs a model."""
     return f"{_RUNTIMES[model.format]} {model.precision.upper()}"
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return a comparison as a Markdown document."""
-    content = summary(comparison)
-    cells = [content.columns, ("---", "---", *["---:"] * (len(content.columns) - 2)), *content.rows]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells]
-    notes = [f"- {text}" for text in (*content.findings, *content.caveats)]
-    return "\n".join(["# Comparison", "", *lines, "", *notes, ""])
 
 
 def _row(model: ComparedModel) -> tuple[str, ...]:

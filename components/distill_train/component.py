@@ -11,6 +11,7 @@ def distill_train(  # noqa: ANN201
     student: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.HTML],
+    history: dsl.Output[dsl.Artifact],
     cache: dsl.Input[dsl.Artifact] = None,
     teacher: dsl.Input[dsl.Model] = None,
     initial: dsl.Input[dsl.Model] = None,
@@ -33,13 +34,15 @@ def distill_train(  # noqa: ANN201
         student: Model artifact: an ordinary ultralytics checkpoint with its model card.
         metrics: Parameters, GFLOPs and the last validation of the training.
         curves: Every loss and validation mAP over the epochs.
+        history: The same as history.json: one record an epoch.
         cache: Teacher cache of teacher-cache-logits.
-        teacher: Model artifact of the teacher, to ask it at every step in place of a cache. With neither a cache nor a
-            teacher the student is trained plainly.
+        teacher: Model artifact of the teacher, to ask it at every step: without a cache, or for a recipe that no cache
+            can serve. With neither a cache nor a teacher the student is trained plainly.
         initial: Model artifact to go on training, such as a pruned one, in place of the named model.
         name: How the student is called in tables and lineage.
         model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
-        recipe: Which distillation losses to use, by name or by the path of a YAML file; not used in plain training.
+        recipe: Which distillation losses to use, by name or by the path of a YAML file; plain to train plainly whatever
+            else is given.
         epochs: Passes over the training split.
         imgsz: Side of the square input in pixels, a multiple of 32.
         batch: Images a step.
@@ -50,8 +53,9 @@ def distill_train(  # noqa: ANN201
     """
     from pathlib import Path
 
-    from yolo_distill.components.distill_train.recipe import load_recipe
-    from yolo_distill.components.distill_train.train import distill, open_teacher
+    from yolo_distill.components.distill_train.history import TrainingHistory, write_history
+    from yolo_distill.components.distill_train.recipe import PLAIN, load_recipe
+    from yolo_distill.components.distill_train.train import choose_teacher, distill
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
@@ -61,24 +65,27 @@ def distill_train(  # noqa: ANN201
     source = initial.metadata.get("architecture", "") if initial else model
     parameters = {"model": source, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
     parameters["augmentation"] = augmentation
-    distilling = cache is not None or teacher is not None
-    if distilling:
-        parameters["recipe"] = recipe
+    distilling = recipe != PLAIN and (cache is not None or teacher is not None)
+    parameters["recipe"] = recipe if distilling else PLAIN
     with task_run("distill-train", name, params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="training")
+        losses = load_recipe(recipe) if distilling else None
+        sources = cache and Path(cache.path), teacher and Path(teacher.path)
+        answers = choose_teacher(losses, *sources) if losses else None
         result = distill(
             data,
             model,
             train_settings(epochs=epochs, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation),
             Path(student.path),
             name=name,
-            recipe=load_recipe(recipe) if distilling else None,
-            teacher=open_teacher(cache and Path(cache.path), teacher and Path(teacher.path)),
+            recipe=losses,
+            teacher=answers,
             initial=initial and Path(initial.path),
             work_root=Path(work_root) if work_root else None,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
+        write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))
         for record in result.history:
             run.log_metrics(record, step=int(record["epoch"]))
         run.log_model(Path(student.path))

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yolo_distill.components.shared.errors import InputError
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
+# In place of a recipe's name: train without a teacher.
+PLAIN = "plain"
 
 
 class Schedule(BaseModel):

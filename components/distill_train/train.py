@@ -16,7 +16,7 @@ from yolo_distill.components.distill_train.criterion import Distillation, Distil
 from yolo_distill.components.distill_train.layers import LayerPair, layer_pairs, neck_pairs
 from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
 from yolo_distill.components.distill_train.online import OnlineTeacher
-from yolo_distill.components.distill_train.recipe import Recipe, value_at
+from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
 from yolo_distill.components.shared.errors import InputError
@@ -222,7 +222,7 @@ def distill(
     source, architecture = _student(model, initial)
     if recipe is not None and teacher is not None:
         settings = settings.model_copy(update=recipe.training.model_dump(exclude_none=True, exclude={"clip_norm"}))
-    lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs)}
+    lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
     if teacher is not None and recipe is not None:
@@ -246,19 +246,18 @@ def distill(
     return StudentResult(card, trainer.history)
 
 
-def open_teacher(cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
-    """Open what the student learns from.
+def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
+    """Open what the student learns from: the cache, unless there is a teacher and the recipe has losses that need it.
 
     Args:
+        recipe: The distillation terms.
         cache: A teacher cache, or ``None``.
         teacher: The model artifact of a teacher to ask at every step, or ``None``.
 
     Raises:
-        InputError: Both are given, or one of them cannot be opened.
+        InputError: What is chosen cannot be opened.
     """
-    if cache and teacher:
-        raise InputError("teacher", "is given beside a teacher cache", "Give the cache or the teacher")
-    if teacher:
+    if teacher is not None and (cache is None or recipe.needs_online):
         return OnlineTeacher(Teacher(teacher), AnswerFormat())
     if cache is None:
         return None

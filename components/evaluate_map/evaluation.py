@@ -8,12 +8,15 @@ Layout::
     detections.jpg      some images with labels and detections side by side
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.evaluate_map.coco import CocoMetrics
 from yolo_distill.components.prepare_data.dataset import Split
+from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelCard, ModelFormat, Precision
 from yolo_distill.components.shared.records import read_record
@@ -36,6 +39,7 @@ class EvaluatedModel(BaseModel):
         architecture: What it was built from.
         parameters: Number of weights of the unfused network.
         gflops: Cost of one image in 10^9 floating point operations.
+        lineage: What it was made from, as on its card: ``dataset``, ``seed``, ``recipe``, ``teacher``, ...
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +52,7 @@ class EvaluatedModel(BaseModel):
     architecture: str
     parameters: int
     gflops: float
+    lineage: dict[str, str]
 
     @classmethod
     def of(cls, card: ModelCard) -> "EvaluatedModel":
@@ -121,3 +126,18 @@ def read_evaluation(folder: Path) -> Evaluation:
         origin="Give an evaluate-map output",
         again="Evaluate the model again",
     )
+
+
+def read_coco_files(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read the labels and the detections of an evaluation artifact, which are COCO files.
+
+    Raises:
+        InputError: One of them is missing or is not JSON.
+    """
+    contents = []
+    for name in (GROUND_TRUTH_NAME, DETECTIONS_NAME):
+        try:
+            contents.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(folder / name, f"cannot be read: {error}", "Evaluate the model again") from error
+    return contents[0], contents[1]

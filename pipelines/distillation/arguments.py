@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from zipfile import is_zipfile
 
@@ -14,23 +14,20 @@ from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_re
 from yolo_distill.components.shared import lineage
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.teacher_cache_shards.part import spell_parts
+from yolo_distill.pipelines.plan import Argument
 
 # The model YAMLs that ultralytics knows by name and whose heads predict box distributions.
 _STOCK_MODEL = re.compile(r"yolo(v8|11|12)[nsmlx]\.yaml|yolov8[nsmlx]-ghost\.yaml")
 
 
-class DistillationArguments(BaseModel):
-    """Arguments of the pipeline; the defaults are those of ``make run``, sized for the embedded digits on two cores.
+class TrainingArguments(BaseModel):
+    """Arguments of every pipeline that trains; the defaults are sized for the embedded digits on two cores.
 
     Attributes:
         source: Images and labels: ``digits``, a folder, an archive, or an http(s) or s3 address.
         source_digest: Changes when the source does, so that caches notice.
         teacher_model: Model YAML to train from scratch, or checkpoint to fine-tune.
         student_model: Likewise for the student.
-        recipe: Distillation recipe by name, or path of a recipe file.
-        teacher_answers: Where the student's targets come from: ``cache``, answers to every view of an image that the
-            student will see; ``original``, one answer to each image, carried into the views; or ``online``, the teacher
-            at every step.
         epochs: Passes over the training images for the students.
         teacher_epochs: The same for the teacher; 0 to take a checkpoint as it is or refuse it.
         imgsz: Side of the square network input in pixels.
@@ -43,12 +40,8 @@ class DistillationArguments(BaseModel):
         test_fraction: The same for testing.
         on_error: What to do about mistakes in the data: ``stop``, or ``drop`` what is broken into the report.
         evaluation_split: The split whose mAP is reported.
-        calibration_images: Training images that the INT8 model's ranges are taken from.
-        benchmark_seconds: Measuring time for each model.
-        registered_name: Name of the model in MLflow's registry.
         work_root: Folder that outlives a killed run, from which unfinished training is taken up.
         cache_root: Folder or ``s3://`` address where teacher answers are kept for all runs, found again by content.
-        cache_parts: Parts of the cache that are built side by side, such as ``1/2`` and ``2/2``; or how many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,8 +50,6 @@ class DistillationArguments(BaseModel):
     source_digest: str = ""
     teacher_model: str = "yolov8n.yaml"
     student_model: str = "yolov8p.yaml"
-    recipe: str = "default"
-    teacher_answers: Literal["cache", "original", "online"] = "cache"
     epochs: int = Field(default=25, ge=1)
     teacher_epochs: int = Field(default=25, ge=0)
     imgsz: int = Field(default=160, ge=32, multiple_of=32)
@@ -72,11 +63,40 @@ class DistillationArguments(BaseModel):
     test_fraction: float = Field(default=0.15, ge=0, lt=1)
     on_error: Literal["stop", "drop"] = "stop"
     evaluation_split: Literal["train", "val", "test"] = "val"
+    work_root: str = ""
+    cache_root: str = ""
+
+    @model_validator(mode="after")
+    def _leave_training_images(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("together with --test-fraction it leaves no image for training")
+        return self
+
+    @property
+    def pipeline_arguments(self) -> dict[str, Argument]:
+        """The pipeline's own parameters."""
+        return self.model_dump()
+
+
+class DistillationArguments(TrainingArguments):
+    """Arguments of the distillation pipeline; the defaults are those of ``make run``.
+
+    Attributes:
+        recipe: Distillation recipe by name, or path of a recipe file.
+        teacher_answers: Where the student's targets come from: ``cache``, answers to every view of an image that the
+            student will see; ``original``, one answer to each image, carried into the views; or ``online``, the teacher
+            at every step.
+        calibration_images: Training images that the INT8 model's ranges are taken from.
+        benchmark_seconds: Measuring time for each model.
+        registered_name: Name of the model in MLflow's registry.
+        cache_parts: Parts of the cache that are built side by side, such as ``1/2`` and ``2/2``; or how many.
+    """
+
+    recipe: str = "default"
+    teacher_answers: Literal["cache", "original", "online"] = "cache"
     calibration_images: int = Field(default=300, ge=1)
     benchmark_seconds: float = Field(default=6.0, gt=0)
     registered_name: str = Field(default="yolo-distill", min_length=1)
-    work_root: str = ""
-    cache_root: str = ""
     cache_parts: list[str] = Field(default=spell_parts(1), min_length=1)
 
     @field_validator("cache_parts", mode="before")
@@ -88,12 +108,8 @@ class DistillationArguments(BaseModel):
             raise ValueError("it should be greater than or equal to 1")
         return spell_parts(value)
 
-    @model_validator(mode="after")
-    def _leave_training_images(self) -> Self:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("together with --test-fraction it leaves no image for training")
-        return self
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # What takes the place of the defaults above where the data are a user's own.
 OWN_DATA_DEFAULTS: dict[str, object] = {
@@ -120,10 +136,23 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     Raises:
         InputError: A value is out of range, or names something that does not exist.
     """
+    arguments = checked_training(DistillationArguments, values)
+    recipe = check_recipe(arguments.recipe)
+    _require_answers(arguments.recipe, arguments.teacher_answers)
+    return arguments.model_copy(update={"recipe": recipe})
+
+
+def checked_training(kind: type[Arguments], values: Mapping[str, object]) -> Arguments:
+    """Check the arguments that every pipeline has, as :func:`checked_arguments` does.
+
+    Args:
+        kind: The pipeline's arguments.
+        values: Arguments by name; those that are ``None`` get the default for the data at hand.
+    """
     own = {} if _is_digits(str(values.get("source", "digits"))) else OWN_DATA_DEFAULTS
     values = {**own, **{name: value for name, value in values.items() if value is not None}}
     try:
-        arguments = DistillationArguments.model_validate(values)
+        arguments = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "val_fraction"
@@ -135,7 +164,6 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
             "source": _check_source(arguments.source),
             "teacher_model": _check_model(arguments.teacher_model, "--teacher", {}),
             "student_model": _check_model(arguments.student_model, "--student", students),
-            "recipe": _check_recipe(arguments.recipe, arguments.teacher_answers),
             "cache_root": _check_cache_root(arguments.cache_root),
         }
     )
@@ -208,7 +236,13 @@ def _check_model_file(path: Path, option: str) -> None:
         raise InputError(f"{option} {path}", "is not a model: it has no backbone and head", "Give a model YAML")
 
 
-def _check_recipe(recipe: str, teacher_answers: str) -> str:
+def check_recipe(recipe: str) -> str:
+    """Check a recipe and return its name, or the absolute path of its file."""
+    load_recipe(recipe)
+    return recipe if recipe in recipe_names() else str(Path(recipe).absolute())
+
+
+def _require_answers(recipe: str, teacher_answers: str) -> None:
     loaded = load_recipe(recipe)
     same_view = loaded.needs_same_view
     if teacher_answers == "original" and same_view:
@@ -224,4 +258,3 @@ def _check_recipe(recipe: str, teacher_answers: str) -> str:
             f"{', '.join(loaded.needs_online)} needs more of the teacher than a cache keeps",
             "Give --teacher-answers online, or another recipe",
         )
-    return recipe if recipe in recipe_names() else str(Path(recipe).absolute())

@@ -1,22 +1,22 @@
-"""Where the results of a run are put for its user, and how they are shown."""
-
-import shutil
-import sys
-from pathlib import Path
+"""What a run of the distillation pipeline leaves for its user."""
 
 from rich.console import Console
-from rich.table import Table
 
 from yolo_distill.components.compare.comparison import read_comparison
 from yolo_distill.components.compare.summary import summary
-from yolo_distill.pipelines.display import shown_path
 from yolo_distill.pipelines.distillation.pipeline import RESULTS
 from yolo_distill.pipelines.events import RunWatch
 from yolo_distill.pipelines.plan import RunPlan
+from yolo_distill.pipelines.results import publish, show
 
-_LATEST = "latest"
-# Model and runtime; the rest are numbers.
-_TEXT_COLUMNS = 2
+_PLACES = {
+    "Table": "table.md",
+    "Report": "report.html",
+    "Data report": "data-report.html",
+    "INT8 model": "int8",
+    "Student": "distilled/model.pt",
+    "All": "",
+}
 
 
 def publish_results(plan: RunPlan, watch: RunWatch) -> None:
@@ -26,16 +26,7 @@ def publish_results(plan: RunPlan, watch: RunWatch) -> None:
         plan: The run.
         watch: What its tasks have made.
     """
-    for name, (tasks, output) in RESULTS.items():
-        [made] = [watch.tasks[task].outputs[output] for task in tasks if watch.tasks[task].state != "skipped"]
-        target = plan.folder / name
-        if made.is_dir():
-            shutil.copytree(made, target, dirs_exist_ok=True)
-        else:
-            shutil.copy(made, target)
-    link = plan.output / f".{_LATEST}-{plan.name}"
-    link.symlink_to(plan.name)
-    link.replace(plan.output / _LATEST)
+    publish(plan, watch, RESULTS)
 
 
 def show_results(plan: RunPlan, console: Console) -> None:
@@ -45,39 +36,4 @@ def show_results(plan: RunPlan, console: Console) -> None:
         plan: A run whose results are published.
         console: Where to show them.
     """
-    found = summary(read_comparison(plan.folder / "comparison"))
-    columns = list(zip(found.columns, *found.rows, strict=True))
-    widths = [max(map(len, cells)) for cells in columns]
-    if sum(widths) + len(widths) > console.width:
-        # Words that are broken or cut off cannot be read.
-        widths = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
-    for number, (title, width) in enumerate(zip(found.columns, widths, strict=True)):
-        table.add_column(title, justify="left" if number < _TEXT_COLUMNS else "right", width=width)
-    for row in found.rows:
-        table.add_row(*row)
-    console.print()
-    console.print(table)
-    console.print()
-    for finding in found.findings:
-        console.print(f"• {finding}", markup=False, highlight=False, soft_wrap=True)
-    for caveat in found.caveats:
-        console.print(f"! {caveat}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    for label, path in {
-        "Table": "table.md",
-        "Report": "report.html",
-        "Data report": "data-report.html",
-        "INT8 model": "int8",
-        "Student": "distilled/model.pt",
-        "All": "",
-    }.items():
-        console.print(f"{label:<12} {shown_path(plan.folder / path)}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{'MLflow':<12} {_mlflow_command(plan.tracking_uri)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _mlflow_command(tracking_uri: str) -> str:
-    if not tracking_uri.startswith("sqlite:"):
-        return f"open {tracking_uri}"
-    program = Path(sys.executable).parent / "mlflow"
-    return f"{shown_path(program)} ui --backend-store-uri {tracking_uri}, then open http://127.0.0.1:5000"
+    show(plan, summary(read_comparison(plan.folder / "comparison")), _PLACES, console)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 PROGRAM = Path(sys.executable).parent / "yolo-distill"
 
@@ -72,6 +73,42 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(folder: Path, argument
     assert seconds < 10
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--recipes", "default,original"],
+            "--recipes default,original: lack the fair arm, a student without",
+        ),
+        (["--recipes", "plain"], "--recipes ['plain']: List should have at least 2 items"),
+        (["--recipes", "plain,unheard-of"], "unheard-of: there is no such recipe. Give"),
+        (["--recipes", "plain,recipe.yaml"], "recipe.yaml: is not a valid recipe: terms.0"),
+        (["--recipes", "plain,default,default"], "are called plain,default,default, some the same. Give each"),
+        (["--seeds", "0,x"], "--seeds ['0', 'x']: it should be a valid integer"),
+        (["--seeds", "-1"], "--seeds ['-1']: it should be greater than or equal to 0"),
+        (["--seeds", "1,1"], "--seeds 1,1: has one more than once. Give each seed once"),
+        (["--imgsz", "100"], "--imgsz 100: it should be a multiple of 32"),
+    ],
+)
+def test_a_mistake_about_an_ablation_is_told_likewise(folder: Path, arguments: list[str], message: str) -> None:
+    before = sorted(folder.rglob("*"))
+    status, errors, seconds = _run("ablate", *arguments, folder=folder)
+    assert status == 2
+    assert message in errors
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+    assert seconds < 10
+
+
+def test_the_pipeline_that_was_asked_for_is_compiled(folder: Path) -> None:
+    for arguments, file, name in (
+        ([], "yolov8-distillation.yaml", "yolov8-distillation"),
+        (["--pipeline", "ablation"], "yolov8-ablation.yaml", "yolov8-ablation"),
+    ):
+        subprocess.run([PROGRAM, "compile", *arguments], cwd=folder, check=True, capture_output=True, timeout=120)
+        assert yaml.safe_load((folder / file).read_text())["pipelineInfo"]["name"] == name
+
+
 def test_a_full_disk_is_found_before_anything_is_written(folder: Path) -> None:
     disk = folder / "disk"
     disk.mkdir()
@@ -84,7 +121,7 @@ def test_a_full_disk_is_found_before_anything_is_written(folder: Path) -> None:
     assert done.stdout.splitlines() == ["status 2"]
 
 
-@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["compile", "--help"]])
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["compile", "--help"], ["ablate", "--help"]])
 def test_help_says_what_there_is(command: list[str]) -> None:
     done = subprocess.run([PROGRAM, *command], capture_output=True, text=True, timeout=60, check=True)
     wanted = {
@@ -99,7 +136,15 @@ def test_help_says_what_there_is(command: list[str]) -> None:
             "--teacher-answers",
             "--cache-parts",
         ],
-        "compile": ["--output"],
+        "compile": ["--output", "--pipeline", "--cluster"],
+        "ablate": [
+            "--data",
+            "--recipes",
+            "--seeds",
+            "--teacher",
+            "[default: plain,builtin,default]",
+            "[default: 0,1,2]",
+        ],
         "--help": ["run", "compile", "--version"],
     }
     assert all(text in done.stdout for text in wanted[command[0]])

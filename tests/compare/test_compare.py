@@ -7,7 +7,7 @@ from yolo_distill.components.benchmark.results import read_benchmark
 from yolo_distill.components.compare.compare import compare
 from yolo_distill.components.compare.comparison import ROLES, Comparison, Role, build_comparison, read_comparison
 from yolo_distill.components.compare.report import report
-from yolo_distill.components.compare.summary import COLUMNS, markdown, summary
+from yolo_distill.components.compare.summary import COLUMNS, summary
 from yolo_distill.components.evaluate_map.evaluation import Evaluation, read_evaluation
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
@@ -51,7 +51,7 @@ def test_everything_is_written(evaluations: dict[Role, Path], measured: Path, tm
         evaluation, entry = read_evaluation(evaluations[role]), read_benchmark(measured).entries[role]
         assert (model.map, model.map50) == (evaluation.map, evaluation.map50)
         assert (model.latency_ms, model.throughput) == (entry.end_to_end.p50, entry.throughput)
-    assert table.read_text() == markdown(result)
+    assert table.read_text() == summary(result).markdown()
     assert page.read_text().startswith("<!doctype html>")
 
 
@@ -69,7 +69,7 @@ def test_what_follows_from_the_figures(known: Comparison) -> None:
 
 
 def test_the_table_has_a_row_a_model(known: Comparison) -> None:
-    lines = [line for line in markdown(known).splitlines() if line.startswith("|")]
+    lines = [line for line in summary(known).markdown().splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows[0] == list(COLUMNS)
     assert {len(row) for row in rows} == {len(COLUMNS)}
@@ -82,7 +82,7 @@ def test_a_teacher_that_finds_nothing_is_not_divided_by(known: Comparison) -> No
     blind = known.model_copy(update={"models": [model.model_copy(update={"map": 0.0}) for model in known.models]})
     assert blind.retained(blind.model_of("distilled")) is None
     assert "int8_retained_percent" not in blind.metrics
-    assert "keeps" not in markdown(blind)
+    assert "keeps" not in summary(blind).markdown()
 
 
 def test_the_reader_is_told_what_the_figures_rest_on(known: Comparison, digits: DetectionDataset) -> None:
@@ -108,7 +108,7 @@ def test_names_cannot_break_out_of_the_page(comparison: Comparison) -> None:
     hostile = comparison.models[0].model_copy(update={"architecture": "<script>alert(1)</script>|x"})
     page = report(comparison.model_copy(update={"models": [hostile, *comparison.models[1:]]}), {})
     assert "<script>" not in page
-    table = markdown(comparison.model_copy(update={"models": [hostile, *comparison.models[1:]]}))
+    table = summary(comparison.model_copy(update={"models": [hostile, *comparison.models[1:]]})).markdown()
     assert r"</script>\|x" in table
 
 

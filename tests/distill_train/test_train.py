@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from kfp import dsl
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_distill.components.distill_train.adapters import build_adapters
+from yolo_distill.components.distill_train.component import distill_train
 from yolo_distill.components.distill_train.criterion import Distillation, DistillationLoss
+from yolo_distill.components.distill_train.history import read_history
 from yolo_distill.components.distill_train.layers import layer_pairs, neck_pairs
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import TERM_TYPES, Recipe, load_recipe
-from yolo_distill.components.distill_train.train import DistillationTrainer, distill, open_teacher
+from yolo_distill.components.distill_train.train import DistillationTrainer, choose_teacher, distill
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import read_card
@@ -43,11 +46,16 @@ EVERY_ONLINE_TERM = Recipe(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, digits: DetectionDataset, teacher_dir: Path) -> TeacherCache:
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, digits: DetectionDataset, teacher_dir: Path) -> Path:
     target = tmp_path_factory.mktemp("cache") / "cache"
     settings = CacheSettings(Augmentation(imgsz=96), 1, 1, AnswerFormat(top_k=20))
     build_cache(digits, teacher_dir, settings, target)
-    return TeacherCache(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def cache(cache_dir: Path) -> TeacherCache:
+    return TeacherCache(cache_dir)
 
 
 @pytest.fixture
@@ -258,7 +266,7 @@ def test_layers_that_do_not_exist_are_refused(
             tmp_path / "s",
             name="s",
             recipe=recipe,
-            teacher=open_teacher(None, teacher_dir),
+            teacher=choose_teacher(recipe, None, teacher_dir),
         )
 
 
@@ -314,12 +322,44 @@ def test_the_builtin_recipe_is_ultralytics_own_loss(
 
 
 def test_a_student_learns_from_an_online_teacher(tmp_path: Path, digits: DetectionDataset, teacher_dir: Path) -> None:
-    teacher = open_teacher(None, teacher_dir)
     settings = train_settings(epochs=1, imgsz=96, batch=16)
     recipe = load_recipe("default")
+    teacher = choose_teacher(recipe, None, teacher_dir)
     result = distill(digits, "yolov8n.yaml", settings, tmp_path / "s", name="s", recipe=recipe, teacher=teacher)
     assert all(result.history[0][f"train/kd_{term.loss}"] > 0 for term in recipe.terms)
     assert result.card.lineage["teacher"] == read_card(teacher_dir).digests["model.pt"]
+
+
+def test_the_cache_is_asked_unless_it_cannot_serve_the_recipe(cache_dir: Path, teacher_dir: Path) -> None:
+    recipe = load_recipe("default")
+    assert isinstance(choose_teacher(recipe, cache_dir, teacher_dir), TeacherCache)
+    assert isinstance(choose_teacher(recipe, None, teacher_dir), OnlineTeacher)
+    assert choose_teacher(recipe, None, None) is None
+    assert isinstance(choose_teacher(load_recipe("cwd-ld"), cache_dir, teacher_dir), OnlineTeacher)
+
+
+def test_a_recipe_called_plain_trains_plainly_whatever_is_given(
+    tmp_path: Path, digits: DetectionDataset, cache_dir: Path, teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    outputs = {"student": dsl.Model, "metrics": dsl.Metrics, "curves": dsl.HTML, "history": dsl.Artifact}
+    made = {name: kind(name=name, uri=str(tmp_path / name)) for name, kind in outputs.items()}
+    distill_train.python_func(
+        dataset=dsl.Dataset(uri=str(digits.root)),
+        cache=dsl.Artifact(uri=str(cache_dir)),
+        teacher=dsl.Model(uri=str(teacher_dir)),
+        recipe="plain",
+        epochs=1,
+        imgsz=96,
+        **made,
+    )
+    card, history = read_card(tmp_path / "student"), read_history(tmp_path / "history")
+    assert card.lineage["recipe"] == "plain"
+    assert "teacher" not in card.lineage
+    assert history.model == card.digest
+    assert [record["epoch"] for record in history.epochs] == [1]
+    assert "metrics/mAP50-95" in history.epochs[0]
+    assert not any("kd_" in name for name in history.epochs[0])
 
 
 @pytest.fixture(scope="module")

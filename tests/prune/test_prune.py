@@ -10,7 +10,7 @@ from ultralytics.nn.modules import C2f
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_distill.components.distill_train.recipe import load_recipe
-from yolo_distill.components.distill_train.train import STUDENTS_FOLDER, distill, open_teacher
+from yolo_distill.components.distill_train.train import STUDENTS_FOLDER, choose_teacher, distill
 from yolo_distill.components.prune import architecture
 from yolo_distill.components.prune.channels import IMPORTANCES, ChannelGraph, kept_widths, place_scores
 from yolo_distill.components.prune.prune import Target, accumulate_gradients, prune, pruning_target
@@ -249,14 +249,15 @@ assert not [name for name in sys.modules if name.startswith(("torch_pruning", "y
 
 def test_the_student_recovers_from_a_teacher_in_its_new_widths(pruned, digits, teacher_dir, tmp_path):
     settings = train_settings(epochs=1, imgsz=96, batch=16)
+    recipe = load_recipe("default")
     result = distill(
         digits,
         "yolov8n.yaml",
         settings,
         tmp_path / "student",
         name="recovered",
-        recipe=load_recipe("default"),
-        teacher=open_teacher(None, teacher_dir),
+        recipe=recipe,
+        teacher=choose_teacher(recipe, None, teacher_dir),
         initial=pruned[1],
     )
     assert result.card.parameters == pruned[0].card.parameters
