@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(sys.executable).parent / "yolo-distill"
 TINY = (
     "--data=digits:train=16,val=8,test=8,size=96",
-    "--imgsz=64",
+    "--imgsz=96",
     "--epochs=1",
     "--teacher-epochs=1",
     "--teacher=yolov8n.yaml",
