@@ -74,7 +74,7 @@ target "tensorrt" {
   args = {
     FLAVOUR        = "tensorrt"
     VERSION        = VERSION
-    EXTRAS         = "tensorrt"
+    EXTRAS         = "pipeline,tensorrt"
     TENSORRT_INDEX = TENSORRT_INDEX
   }
 }

@@ -69,7 +69,7 @@ for name in "$@"; do
     case $name in
         cpu) task_image cpu --build-arg "TORCH_INDEX=$TORCH_INDEX" ;;
         cuda) task_image cuda ;;
-        tensorrt) task_image tensorrt --build-arg EXTRAS=tensorrt --build-arg "TENSORRT_INDEX=$TENSORRT_INDEX" ;;
+        tensorrt) task_image tensorrt --build-arg EXTRAS=pipeline,tensorrt --build-arg "TENSORRT_INDEX=$TENSORRT_INDEX" ;;
         mlflow)
             build images/mlflow/Dockerfile "$REGISTRY/yolo-distill-mlflow:$(pinned mlflow)" \
                 --build-arg "VERSION=$(pinned mlflow)"

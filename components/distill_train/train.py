@@ -102,9 +102,7 @@ class DistillationTrainer(ViewTrainer):
         self.recipe = recipe
         self.teacher = teacher
         self._pairs: list[LayerPair] = []
-        if isinstance(teacher, TeacherCache):
-            teacher.skipped = recipe.unread
-        cache = teacher if isinstance(teacher, TeacherCache) else None
+        cache = teacher.without(*recipe.unread) if isinstance(teacher, TeacherCache) else None
         schedule = cached_schedule(cache, settings) if cache else None
         answers = teacher.soft_boxes if isinstance(teacher, OriginalAnswers) else cache
         super().__init__(dataset, settings, model, run_folder, schedule=schedule, answers=answers, device=device)

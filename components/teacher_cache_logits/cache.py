@@ -16,6 +16,7 @@ them is executable.
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -161,10 +162,7 @@ class TeacherCache:
     Attributes:
         manifest: What it holds.
         files: Its shards on this machine, by name.
-        skipped: Beginnings of the names of tensors that are not read, for trainings that do not look at them.
     """
-
-    skipped: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, chosen: Sequence[Piece] | None = None) -> None:
         """Open a cache, fetch what lies in object storage and check every shard against its digest.
@@ -181,6 +179,17 @@ class TeacherCache:
         records = [shard for shard in self.manifest.shards if names is None or shard.file in names]
         self.files = open_store(self.manifest.shards_folder, folder).files(records)
         self._open: dict[str, Any] = {}
+        self._skipped: tuple[str, ...] = ()
+
+    def without(self, *beginnings: str) -> "TeacherCache":
+        """Return the same cache for a training that does not look at some tensors, which are then not read.
+
+        Args:
+            *beginnings: What their names begin with, such as ``attention``.
+        """
+        other = copy(self)
+        other._open, other._skipped = {}, beginnings
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave memory maps behind when a loader process is started."""
@@ -207,7 +216,7 @@ class TeacherCache:
             offsets = {
                 name.removesuffix(".offsets"): shard.get_tensor(name).tolist()
                 for name in shard.keys()  # noqa: SIM118  a shard is no mapping
-                if name.endswith("offsets") and not name.startswith(self.skipped)
+                if name.endswith("offsets") and not name.startswith(self._skipped)
             }
             self._open[name] = shard, offsets
         opened: tuple[Any, dict[str, list[int]]] = self._open[name]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from yolo_distill.components.distill_train.criterion import Distillation, Distil
 from yolo_distill.components.distill_train.layers import neck_pairs
 from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
 from yolo_distill.components.distill_train.recipe import Recipe
-from yolo_distill.components.distill_train.train import DistillationTrainer, distill
+from yolo_distill.components.distill_train.train import distill
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.training import train_settings
 from yolo_distill.components.shared.views import Augmentation, View, ViewDataset
@@ -188,7 +189,7 @@ def test_projectors_treat_points_and_maps_alike(kind: str) -> None:
 
 
 def test_a_training_with_everything_on_goes_on_after_a_kill(
-    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, killed_in_the_second_epoch: Callable
 ) -> None:
     recipe = Recipe(
         name="all-on",
@@ -203,28 +204,14 @@ def test_a_training_with_everything_on_goes_on_after_a_kill(
     )
     settings = train_settings(epochs=2, imgsz=96, batch=16)
 
-    class Killed(Exception):
-        pass
-
-    def kill(trainer: DistillationTrainer) -> None:
-        if trainer.epoch == 1:
-            raise Killed
-
-    original = DistillationTrainer._install_criterion
-    monkeypatch.setattr(
-        DistillationTrainer,
-        "_install_criterion",
-        lambda trainer: (original(trainer), trainer.add_callback("on_train_epoch_end", kill)),
-    )
     arguments = {"name": "s", "recipe": recipe, "teacher": cache, "work_root": tmp_path / "work"}
-    with pytest.raises(Killed):
+    with killed_in_the_second_epoch():
         distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     (kept,) = (tmp_path / "work").rglob("adapters.safetensors")
     tensors = load_file(kept)
     # 48 images in batches of 16, of which 2 were measured.
     assert int(tensors["gradient_scales.batches_seen"]) == 2
     assert len(tensors["stable_targets.views"]) == sum(record.boxes for record in digits.split("train"))
-    monkeypatch.undo()
     result = distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     assert [record["epoch"] for record in result.history] == [1, 2]
     assert result.history[0]["train/kd_co_teacher"] == 0

@@ -2,6 +2,7 @@ import copy
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from yolo_distill.components.distill_train.history import read_history
 from yolo_distill.components.distill_train.layers import layer_pairs, neck_pairs
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import TERM_TYPES, Recipe, load_recipe
-from yolo_distill.components.distill_train.train import DistillationTrainer, choose_teacher, distill
+from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import read_card
@@ -122,30 +123,16 @@ def test_a_distilled_checkpoint_is_an_ordinary_one(
 
 
 def test_a_killed_training_resumes_where_it_stopped(
-    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, killed_in_the_second_epoch: Callable
 ) -> None:
     recipe = load_recipe("default")
     settings = train_settings(epochs=3, imgsz=96, batch=16)
     whole = distill(digits, "yolov8n.yaml", settings, tmp_path / "whole", name="s", recipe=recipe, teacher=cache)
 
-    class Killed(Exception):
-        pass
-
-    def kill(trainer: DistillationTrainer) -> None:
-        if trainer.epoch == 1:
-            raise Killed
-
-    original = DistillationTrainer._install_criterion
-    monkeypatch.setattr(
-        DistillationTrainer,
-        "_install_criterion",
-        lambda trainer: (original(trainer), trainer.add_callback("on_train_epoch_end", kill)),
-    )
     arguments = {"name": "s", "recipe": recipe, "teacher": cache, "work_root": tmp_path / "work"}
-    with pytest.raises(Killed):
+    with killed_in_the_second_epoch():
         distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     assert not (tmp_path / "student").exists()
-    monkeypatch.undo()
     resumed = distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     assert [record["epoch"] for record in resumed.history] == [1, 2, 3]
     assert resumed.history[0] == whole.history[0]

@@ -145,3 +145,11 @@ def test_smaller_formats_keep_what_matters(digits: DetectionDataset, teacher_dir
             assert (error <= features.abs().amax(1, keepdim=True) / 127 + 1e-3).all()
             assert f"features.{level}" not in bare
             assert whole[f"attention.{level}"].min() >= 0
+
+
+def test_a_training_reads_only_what_it_looks_at(built: tuple[TeacherCache, CacheManifest]) -> None:
+    whole, view = built[0], View(0, closed=False)
+    everything, scores = whole.read(view, 0), whole.without("features", "attention", "channels").read(view, 0)
+    assert scores.keys() == {"points", "scores", "boxes"}
+    assert all(torch.equal(everything[name].nan_to_num(), scores[name].nan_to_num()) for name in scores)
+    assert whole.read(view, 0).keys() == everything.keys() > scores.keys()
