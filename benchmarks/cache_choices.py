@@ -42,7 +42,6 @@ OPEN_VIEWS, CLOSED_VIEWS = 6, 3
 CHOICES = (
     AnswerFormat(top_k=32),
     AnswerFormat(top_k=64),
-    AnswerFormat(top_k=128),
     AnswerFormat(top_k=256),
     AnswerFormat(top_k=512),
     AnswerFormat(top_k=256, features="int8"),

@@ -227,6 +227,7 @@ class Kubeflow:
             "NUMBER_INTEGER": int,
             "NUMBER_DOUBLE": (int, float),
             "BOOLEAN": bool,
+            "LIST": list,
         }
         kind = pipeline_spec_pb2.ParameterType.ParameterTypeEnum.Name
         for name, value in body["runtime_config"]["parameters"].items():

@@ -25,12 +25,23 @@ def compiled(folder: Path, cluster: ClusterSettings | None, **options: Any) -> t
     return spec, executors
 
 
+def all_tasks(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return every task that runs a container, those of branches and loops as well, by name."""
+    dags = [part["dag"]["tasks"] for part in (spec["root"], *spec["components"].values()) if "dag" in part]
+    return {
+        name: task
+        for tasks in dags
+        for name, task in tasks.items()
+        if "executorLabel" in spec["components"][task["componentRef"]["name"]]
+    }
+
+
 def without_settings(spec: dict[str, Any]) -> dict[str, Any]:
     """Take out of a compiled pipeline what a cluster may change."""
     for executor in spec["deploymentSpec"]["executors"].values():
         for field in ("image", "resources", "env"):
             executor["container"].pop(field, None)
-    for task in spec["root"]["dag"]["tasks"].values():
+    for task in all_tasks(spec).values():
         for field in ("cachingOptions", "retryPolicy"):
             task.pop(field, None)
     return spec
@@ -73,7 +84,7 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
         "secretkey": "AWS_SECRET_ACCESS_KEY",
     }
     assert executors["exec-benchmark"]["nodeSelector"]["labels"] == {"cloud.example.org/pool": "benchmark"}
-    tasks = spec["root"]["dag"]["tasks"]
+    tasks = all_tasks(spec)
     retry = tasks["distill-train-2"]["retryPolicy"]
     assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (3, "60s", 2.0)
     assert "retryPolicy" not in tasks["compare"]
@@ -93,7 +104,7 @@ def test_every_image_is_the_cluster_s(tmp_path: Path) -> None:
 def test_nothing_is_taken_over_where_a_tag_may_mean_another_image(tmp_path: Path) -> None:
     images = {"cpu": CPU_IMAGE, "train": "localhost/yolo-distill:1.0"}
     spec, _ = compiled(tmp_path, ClusterSettings(images=images, allow_tags=True))
-    assert all(task["cachingOptions"] == {} for task in spec["root"]["dag"]["tasks"].values())
+    assert all(task["cachingOptions"] == {} for task in all_tasks(spec).values())
 
 
 def test_compiling_for_a_cluster_twice_gives_the_same(offline: CommandLine, folder: Path) -> None:

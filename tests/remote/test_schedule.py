@@ -26,8 +26,15 @@ def only_schedule(kubeflow: Kubeflow) -> dict[str, Any]:
 
 
 def caching(kubeflow: Kubeflow, version_id: str) -> dict[str, bool]:
-    tasks = kubeflow.versions[version_id]["spec"].root.dag.tasks
-    return {name: task.caching_options.enable_cache for name, task in tasks.items()}
+    spec = kubeflow.versions[version_id]["spec"]
+    dags = [part.dag for part in (spec.root, *spec.components.values()) if part.HasField("dag")]
+    return {
+        name: task.caching_options.enable_cache
+        for dag in dags
+        for name, task in dag.tasks.items()
+        # Branches and loops are tasks, too, but what counts is what runs in them.
+        if not spec.components[task.component_ref.name].HasField("dag")
+    }
 
 
 def test_a_schedule_has_what_it_is_told(kubeflow: Kubeflow, program: CommandLine) -> None:
