@@ -8,7 +8,6 @@ size of the cache. Data are the embedded digits, of which there can be any numbe
 
 import json
 import multiprocessing as mp
-import resource
 import statistics
 import tempfile
 import time
@@ -59,6 +58,7 @@ def main(
 
 def measure(point: dict[str, int], epochs: int, pipe: Connection) -> None:
     """Build a cache, train from it and report epoch time, peak memory and bytes."""
+    from yolo_distill.components.benchmark.machine import peak_memory_bytes
     from yolo_distill.components.distill_train.recipe import load_recipe
     from yolo_distill.components.distill_train.train import STUDENTS_FOLDER, DistillationTrainer
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
@@ -96,7 +96,7 @@ def measure(point: dict[str, int], epochs: int, pipe: Connection) -> None:
             **point,
             "epoch_seconds": statistics.median(seconds[1:]),
             "build_seconds": built,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_bytes() / 1e6,
             "cache_mb": manifest.bytes / 1e6,
         }
     )

@@ -12,7 +12,6 @@ instead.
 import json
 import multiprocessing as mp
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -124,13 +123,14 @@ def measured(
     arm: Callable[..., tuple[float, float]], bucket: str, file: Path, pipe: "mp.connection.Connection"
 ) -> None:
     """Run an arm, check the file that comes back, and send seconds and growth of memory."""
+    from yolo_distill.components.benchmark.machine import peak_memory_bytes
     from yolo_distill.components.shared import storage as _  # noqa: F401  Modules are no memory of a transfer.
     from yolo_distill.components.shared.files import sha256_file
 
     back = file.with_name("back")
     before = psutil.Process().memory_info().rss
     up, down = arm(bucket, file, back)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    grown = peak_memory_bytes() - before
     if sha256_file(back) != sha256_file(file):
         raise SystemExit("what came back differs")
     back.unlink()

@@ -308,16 +308,17 @@ def test_an_unknown_authority(over_tls: Proxy, tmp_path: Path, monkeypatch: pyte
 
 
 TRANSFER = """
-import resource, sys
+import sys
 from pathlib import Path
 import psutil
+from yolo_distill.components.benchmark.machine import peak_memory_bytes
 from yolo_distill.components.shared.storage import StoredFolder
 file, back, sha256 = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 before = psutil.Process().memory_info().rss
 folder = StoredFolder.at("s3://data/some/where", "s3://data/some/where")
 folder.upload(file, "name", sha256)
 folder.download("name", back, sha256)
-print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print("grown", peak_memory_bytes() - before)
 """
 
 
