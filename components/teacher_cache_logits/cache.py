@@ -178,7 +178,7 @@ class TeacherCache:
         names = None if chosen is None else {piece.shard for piece in chosen}
         records = [shard for shard in self.manifest.shards if names is None or shard.file in names]
         self.files = open_store(self.manifest.shards_folder, folder).files(records)
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, dict[str, tuple[torch.Tensor, list[int]]]] = {}
         self._skipped: tuple[str, ...] = ()
 
     def without(self, *beginnings: str) -> "TeacherCache":
@@ -206,18 +206,20 @@ class TeacherCache:
             What :func:`~yolo_distill.components.teacher_cache_logits.teacher.dense_answer` returns.
         """
         chunk, row = divmod(index, SHARD_IMAGES)
-        shard, offsets = self._shard(shard_name(view, chunk))
-        kept = {name: shard.get_slice(name)[rows[row] : rows[row + 1]] for name, rows in offsets.items()}
+        shard = self._shard(shard_name(view, chunk))
+        kept = {name: rows[offsets[row] : offsets[row + 1]] for name, (rows, offsets) in shard.items()}
         return dense_answer(kept, len(self.manifest.classes))
 
-    def _shard(self, name: str) -> tuple[Any, dict[str, list[int]]]:
+    def _shard(self, name: str) -> dict[str, tuple[torch.Tensor, list[int]]]:
+        """Return a shard's tensors, which lie in the mapped file, and where each image begins in them."""
         if name not in self._open:
             shard: Any = safe_open(self.files[name], framework="pt")
-            offsets = {
-                name.removesuffix(".offsets"): shard.get_tensor(name).tolist()
+            names = [
+                name.removesuffix(".offsets")
                 for name in shard.keys()  # noqa: SIM118  a shard is no mapping
                 if name.endswith("offsets") and not name.startswith(self._skipped)
+            ]
+            self._open[name] = {
+                name: (shard.get_tensor(name), shard.get_tensor(f"{name}.offsets").tolist()) for name in names
             }
-            self._open[name] = shard, offsets
-        opened: tuple[Any, dict[str, list[int]]] = self._open[name]
-        return opened
+        return self._open[name]
