@@ -149,7 +149,7 @@ def plain_as_it_comes(work: Path, pipe: Connection, epochs: int, _: str) -> None
 
 def builtin(work: Path, pipe: Connection, epochs: int, teacher: str) -> None:
     """Train the student with ultralytics' own distillation, the teacher online."""
-    _stock(work, pipe, epochs, {"distill_model": str(_teacher(work, teacher) / "model.pt")})
+    _stock(work, pipe, epochs, {"distill_model": str(random_teacher(work, teacher) / "model.pt")})
 
 
 def ours_fp32(work: Path, pipe: Connection, epochs: int, teacher: str) -> None:
@@ -216,7 +216,7 @@ def _run(trainer: Any, pipe: Connection) -> None:
     trainer.train()
 
 
-def _teacher(work: Path, name: str) -> Path:
+def random_teacher(work: Path, name: str) -> Path:
     """Return the model artifact of a teacher with random weights, which are as fast as trained ones."""
     import torch
     from ultralytics.nn.tasks import DetectionModel
@@ -250,7 +250,7 @@ def measure_build(work: Path, name: str) -> dict[str, float | str]:
     from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher
 
     dataset = DetectionDataset.open(work / "dataset")
-    folder = _teacher(work, name)
+    folder = random_teacher(work, name)
     settings = CacheSettings(Augmentation(imgsz=IMGSZ), BUILD_VIEWS, 0, AnswerFormat())
     views = ViewDataset(dataset, settings.augmentation)
     size = settings.batch

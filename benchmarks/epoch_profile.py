@@ -76,13 +76,13 @@ def main(
     ),
 ) -> None:
     """Profile the second epoch of both trainings and draw them."""
-    from cache import _teacher
+    from cache import random_teacher
 
     work = Path(tempfile.mkdtemp(prefix="bench-profile-"))
     prepare(data, work / "dataset")
     dataset = DetectionDataset.open(work / "dataset")
     views = CacheSettings(Augmentation(imgsz=IMGSZ), 2, 0, AnswerFormat())
-    build_cache(dataset, _teacher(work, teacher), views, work / "cache")
+    build_cache(dataset, random_teacher(work, teacher), views, work / "cache")
     settings = train_settings(epochs=2, imgsz=IMGSZ, batch=16, close_mosaic=0)
     arms = {
         "plain": ViewTrainer(dataset, settings, STUDENT, work / "plain"),

@@ -6,36 +6,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from yolo_distill.components.distill_train.calibration import GradientScales
 from yolo_distill.components.distill_train.layers import LayerPair
 from yolo_distill.components.distill_train.losses.fgd import GlobalContext
 from yolo_distill.components.distill_train.losses.mgd import Generation
-from yolo_distill.components.distill_train.recipe import (
-    CWD,
-    FGD,
-    MGD,
-    PKD,
-    AttentionTransfer,
-    ChannelAttention,
-    CrossKD,
-    FeatureMSE,
-    GradCAM,
-    Recipe,
-    ScoreWeightedL2,
-)
-
-# The losses that compare features of equal width; LSP compares similarities and needs none.
-_PROJECTING = (
-    AttentionTransfer,
-    ChannelAttention,
-    CrossKD,
-    CWD,
-    FeatureMSE,
-    FGD,
-    GradCAM,
-    MGD,
-    PKD,
-    ScoreWeightedL2,
-)
+from yolo_distill.components.distill_train.recipe import FGD, MGD, Recipe
 
 
 class Projector(nn.Module):
@@ -80,12 +55,13 @@ def build_adapters(recipe: Recipe, pairs: Sequence[LayerPair]) -> nn.ModuleDict:
         pairs: The layers that it compares.
 
     Returns:
-        Modules by kind and name of the pair, such as ``projector_neck0``; empty where the recipe needs none.
+        Modules by kind and name of the pair, such as ``projector_neck0``, and ``gradient_scales`` where the recipe is
+        calibrated; empty where it needs none.
     """
     adapters = nn.ModuleDict()
     for pair in pairs:
         terms = [term for term in recipe.terms if compares(term, pair)]
-        if any(isinstance(term, _PROJECTING) for term in terms):
+        if any(term.projected for term in terms):
             adapters[f"projector_{pair.name}"] = Projector(
                 pair.student_channels, pair.teacher_channels, recipe.projector
             )
@@ -94,6 +70,8 @@ def build_adapters(recipe: Recipe, pairs: Sequence[LayerPair]) -> nn.ModuleDict:
         if any(isinstance(term, FGD) for term in terms):
             for who in ("student", "teacher"):
                 adapters[f"context_{who}_{pair.name}"] = GlobalContext(pair.teacher_channels)
+    if recipe.calibrate:
+        adapters["gradient_scales"] = GradientScales([t.loss for t in recipe.terms], **recipe.calibrate.model_dump())
     return adapters
 
 

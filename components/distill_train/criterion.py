@@ -150,6 +150,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         """Weight the points by the strength of their image, where the recipe adapts it."""
         assert self.distillation is not None
         adaptive = self.distillation.recipe.adaptive
+        if not adaptive:
+            return matched
         strength = matched.weight.new_ones(images)
         if "teacher_quality" in adaptive:
             strength = strength * teacher_quality(
@@ -165,7 +167,7 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
             strength = strength * disagreement(
                 matched.student_scores.detach(), matched.teacher_scores, matched.weight, matched.image, images
             )
-        return replace(matched, weight=matched.weight * strength[matched.image]) if adaptive else matched
+        return replace(matched, weight=matched.weight * strength[matched.image])
 
     def _steadied(self, matched: Matched, labels: Labels, batch: Batch) -> Matched:
         """Steady the teacher's scores over the views of the labelled objects, where the recipe asks for it."""

@@ -56,6 +56,9 @@ class _Term(BaseModel):
     """One loss of a recipe.
 
     Attributes:
+        online: Whether it needs more of the teacher than a cache keeps.
+        same_view: Whether it makes sense only where teacher and student saw the same view.
+        projected: Whether it compares features of equal width, to which a projector brings the student's.
         weight: Factor, or a schedule of it.
     """
 
@@ -63,6 +66,7 @@ class _Term(BaseModel):
 
     online: ClassVar[bool] = False
     same_view: ClassVar[bool] = True
+    projected: ClassVar[bool] = False
 
     loss: str
     weight: Value
@@ -162,17 +166,23 @@ class BoxSmoothL1(_PointTerm):
 class ScoreWeightedL2(_PointTerm):
     """Neck features at points, see :mod:`.losses.score_weighted_l2`."""
 
+    projected: ClassVar[bool] = True
+
     loss: Literal["score_weighted_l2"]
 
 
 class PKD(_PointTerm):
     """Neck features at points up to scale and shift, see :mod:`.losses.pkd`."""
 
+    projected: ClassVar[bool] = True
+
     loss: Literal["pkd"]
 
 
 class AttentionTransfer(_Term):
     """Where and in which channels the neck responds, see :mod:`.losses.attention_transfer`."""
+
+    projected: ClassVar[bool] = True
 
     loss: Literal["attention_transfer"]
 
@@ -185,6 +195,7 @@ class _MapTerm(_Term):
     """
 
     online: ClassVar[bool] = True
+    projected: ClassVar[bool] = True
 
     layers: list[Annotated[int, Field(ge=0)]] = []
 
@@ -242,6 +253,9 @@ class LSP(_MapTerm):
         window: Side of the neighbourhood, odd.
     """
 
+    # Likeness between positions has no channels.
+    projected: ClassVar[bool] = False
+
     loss: Literal["lsp"]
     window: Literal[3, 5, 7] = 3
     temperature: Temperature = 0.1
@@ -251,6 +265,7 @@ class GradCAM(_Term):
     """Neck features where they speak for the teacher's objects, see :mod:`.losses.grad_cam`."""
 
     online: ClassVar[bool] = True
+    projected: ClassVar[bool] = True
 
     loss: Literal["grad_cam"]
 
@@ -262,6 +277,7 @@ class CrossKD(_PointTerm):
     """
 
     online: ClassVar[bool] = True
+    projected: ClassVar[bool] = True
 
     loss: Literal["cross_kd"]
     temperature: Temperature = 1.0

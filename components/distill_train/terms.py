@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, assert_never
 
 import torch
@@ -153,11 +154,16 @@ class Step:
         """Return the importance of the points, 0 outside of a region, [P]."""
         if region == "all":
             return self.matched.weight
-        main, valuable = localization_regions(
-            self.matched.teacher_pixels, self.matched.image, self.labels.boxes, self.labels.image
-        )
+        main, valuable = self._regions
         chosen = {"main": main, "valuable": valuable, "both": main | valuable}[region]
         return self.matched.weight * chosen
+
+    @cached_property
+    def _regions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # Once a step, however many terms ask for a region.
+        return localization_regions(
+            self.matched.teacher_pixels, self.matched.image, self.labels.boxes, self.labels.image
+        )
 
 
 def at_points(values: torch.Tensor, image: torch.Tensor, point: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_distill.components.distill_train.adapters import build_adapters
-from yolo_distill.components.distill_train.calibration import GradientScales
 from yolo_distill.components.distill_train.criterion import Distillation, DistillationLoss
 from yolo_distill.components.distill_train.layers import LayerPair, layer_pairs, neck_pairs
 from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
@@ -126,9 +125,6 @@ class DistillationTrainer(ViewTrainer):
         if self.recipe.views_momentum:
             boxes = sum(record.boxes for record in self.dataset.split("train"))
             adapters["stable_targets"] = StableTargets(boxes, self.data["nc"], self.recipe.views_momentum)
-        if self.recipe.calibrate:
-            terms = [term.loss for term in self.recipe.terms]
-            adapters["gradient_scales"] = GradientScales(terms, **self.recipe.calibrate.model_dump())
         network.adapters = adapters
         return network
 

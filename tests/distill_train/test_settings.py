@@ -46,10 +46,6 @@ def _criterion(cache: TeacherCache, recipe: Recipe, **rest: object) -> Distillat
     network.args = Gains
     pairs = neck_pairs(network, cache.manifest.channels)
     network.adapters = build_adapters(recipe, pairs)
-    if recipe.calibrate:
-        network.adapters["gradient_scales"] = GradientScales(
-            [term.loss for term in recipe.terms], **recipe.calibrate.model_dump()
-        )
     loss = DistillationLoss(network, Distillation(recipe, pairs, network.adapters, **rest))
     loss.network = network
     return loss
