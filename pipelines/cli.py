@@ -233,6 +233,24 @@ def ablate_command(
         show_results(plan, console)
 
 
+@app.command("compare")
+def compare_command(
+    model: Annotated[
+        Path, typer.Argument(help="Evaluation of the one model, an output of evaluate-map.", show_default=False)
+    ],
+    against: Annotated[Path, typer.Argument(help="Evaluation of the other, on the same images.", show_default=False)],
+) -> None:
+    """Tell how far two evaluated models are apart, and whether that is more than chance.
+
+    By a paired bootstrap over the images that both were evaluated on. A run keeps its evaluations under tasks/.
+    """
+    with failures_in_a_line("nothing was written"):
+        _require_pipeline_libraries()
+        from yolo_distill.components.evaluate_map.difference import compare_evaluations, difference_summary
+
+        typer.echo(difference_summary(compare_evaluations(model, against)).markdown(), nl=False)
+
+
 @app.command("compile")
 def compile_command(
     output: Annotated[

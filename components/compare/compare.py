@@ -4,11 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from yolo_distill.components.benchmark.results import read_benchmark
-from yolo_distill.components.compare.comparison import Comparison, Role, build_comparison, write_comparison
+from yolo_distill.components.compare.comparison import (
+    Comparison,
+    Role,
+    RoleDifference,
+    build_comparison,
+    require_comparable,
+    write_comparison,
+)
 from yolo_distill.components.compare.report import report
 from yolo_distill.components.compare.summary import summary
+from yolo_distill.components.evaluate_map.difference import LEVEL, RESAMPLES, score_evaluations
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
+from yolo_distill.components.evaluate_map.paired import ModelScores, Resamples, paired_difference
 from yolo_distill.components.shared.files import new_directory, write_text
+from yolo_distill.components.shared.progress import report_progress
+
+# What distillation brings, what it leaves, and what INT8 costs.
+_PAIRS: tuple[tuple[Role, Role], ...] = (("distilled", "plain"), ("distilled", "teacher"), ("quantized", "openvino"))
 
 
 def compare(evaluations: Mapping[Role, Path], benchmark: Path, table: Path, page: Path, comparison: Path) -> Comparison:
@@ -27,12 +40,26 @@ def compare(evaluations: Mapping[Role, Path], benchmark: Path, table: Path, page
     Raises:
         InputError: An artifact is not what it should be, or they do not belong together.
     """
-    result = build_comparison(
-        {role: read_evaluation(folder) for role, folder in evaluations.items()}, read_benchmark(benchmark)
-    )
+    figures = {role: read_evaluation(folder) for role, folder in evaluations.items()}
+    speed = read_benchmark(benchmark)
+    require_comparable(figures)
+    result = build_comparison(figures, speed, _differences(evaluations, figures["teacher"].images))
     content = report(result, evaluations)
     write_text(table, summary(result).markdown())
     write_text(page, content)
     with new_directory(comparison) as folder:
         write_comparison(folder, result)
     return result
+
+
+def _differences(evaluations: Mapping[Role, Path], images: int) -> list[RoleDifference]:
+    resamples = Resamples.draw(images, 1, RESAMPLES)
+    scores: dict[Role, ModelScores] = {}
+    for role, score in zip(evaluations, score_evaluations(evaluations.values(), resamples), strict=True):
+        scores[role] = score
+        report_progress(len(scores), len(evaluations), "model")
+    differences = []
+    for role, against in _PAIRS:
+        found = paired_difference([scores[role]], [scores[against]], resamples, LEVEL)
+        differences.append(RoleDifference(role=role, against=against, map=found.map, map50=found.map50))
+    return differences

@@ -5,7 +5,7 @@ Layout of the artifact::
     comparison.json   every figure of the table and what follows from them
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from yolo_distill.components.benchmark.results import Benchmark, Machine
 from yolo_distill.components.evaluate_map.coco import ClassMetrics
 from yolo_distill.components.evaluate_map.evaluation import Evaluation, EvaluationSettings
+from yolo_distill.components.evaluate_map.paired import Interval
 from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
@@ -70,6 +71,24 @@ class ComparedModel(BaseModel):
     peak_memory_bytes: int
 
 
+class RoleDifference(BaseModel):
+    """What one model is ahead of another, in mAP of -1..1, and how far other images might carry that.
+
+    Attributes:
+        role: The one.
+        against: The other.
+        map: Difference of mAP50-95.
+        map50: Difference of mAP50.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    against: Role
+    map: Interval
+    map50: Interval
+
+
 class Comparison(BaseModel):
     """Models that were evaluated on the same images and benchmarked on the same machine.
 
@@ -82,6 +101,7 @@ class Comparison(BaseModel):
         machine: What speed was measured on.
         disturbance: Share of the machine that other processes took meanwhile, 0..1.
         models: The models, in the table's order.
+        differences: The differences that matter, each with its interval at level 0.95.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +115,7 @@ class Comparison(BaseModel):
     machine: Machine
     disturbance: float
     models: list[ComparedModel]
+    differences: list[RoleDifference] = []
 
     def model_of(self, role: Role) -> ComparedModel:
         """Return the model that plays a part."""
@@ -129,25 +150,30 @@ class Comparison(BaseModel):
             "int8_drop_points": self.int8_drop,
             "int8_speed_up": self.speed_up(quantized),
         }
+        for one in self.differences:
+            ends = {"low": one.map.low, "high": one.map.high}
+            figures |= {f"{one.role}_against_{one.against}_points_{end}": 100 * at for end, at in ends.items()}
         if (retained := self.retained(quantized)) is not None:
             figures["int8_retained_percent"] = retained
         return {name: round(value, 6) for name, value in figures.items()}
 
 
-def build_comparison(evaluations: Mapping[Role, Evaluation], benchmark: Benchmark) -> Comparison:
+def build_comparison(
+    evaluations: Mapping[Role, Evaluation], benchmark: Benchmark, differences: Sequence[RoleDifference] = ()
+) -> Comparison:
     """Put evaluations and a benchmark together.
 
     Args:
         evaluations: One of each role.
         benchmark: The same models' speed, by the same roles.
+        differences: What the evaluations say of pairs of them.
 
     Raises:
         InputError: The evaluations are not of the same images under the same settings, or the benchmark did not measure
             the models that were evaluated.
     """
+    require_comparable(evaluations)
     first = evaluations["teacher"]
-    for role, evaluation in evaluations.items():
-        _require_same(role, evaluation, first)
     return Comparison(
         dataset=first.dataset,
         split=first.split,
@@ -157,7 +183,24 @@ def build_comparison(evaluations: Mapping[Role, Evaluation], benchmark: Benchmar
         machine=benchmark.machine,
         disturbance=benchmark.disturbance,
         models=[_compared(role, evaluations[role], benchmark) for role in ROLES],
+        differences=list(differences),
     )
+
+
+def require_comparable(evaluations: Mapping[Role, Evaluation]) -> None:
+    """Refuse evaluations that are not of the same images under the same settings.
+
+    Raises:
+        InputError: One differs from the teacher's.
+    """
+    remedy = "Evaluate all models on the same split of the same dataset with the same settings"
+    for role, evaluation in evaluations.items():
+        for what in ("dataset", "split", "images", "settings"):
+            own, expected = getattr(evaluation, what), getattr(evaluations["teacher"], what)
+            if own != expected:
+                raise InputError(
+                    f"evaluation of {role}", f"its {what} is {own}, the teacher's evaluation has {expected}", remedy
+                )
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -180,16 +223,6 @@ def read_comparison(folder: Path) -> Comparison:
         origin="Give the output of compare",
         again="Compare again",
     )
-
-
-def _require_same(role: Role, evaluation: Evaluation, first: Evaluation) -> None:
-    remedy = "Evaluate all models on the same split of the same dataset with the same settings"
-    for what in ("dataset", "split", "images", "settings"):
-        own, expected = getattr(evaluation, what), getattr(first, what)
-        if own != expected:
-            raise InputError(
-                f"evaluation of {role}", f"its {what} is {own}, the teacher's evaluation has {expected}", remedy
-            )
 
 
 def _compared(role: Role, evaluation: Evaluation, benchmark: Benchmark) -> ComparedModel:

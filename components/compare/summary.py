@@ -1,6 +1,7 @@
 """The comparison in words and rows."""
 
 from yolo_distill.components.compare.comparison import ComparedModel, Comparison
+from yolo_distill.components.evaluate_map.difference import LEVEL, points, span
 from yolo_distill.components.shared.summary import Summary
 
 COLUMNS = (
@@ -21,6 +22,13 @@ _TITLES = {
     "distilled": "Student, distilled",
     "openvino": "Student, distilled",
     "quantized": "Student, distilled",
+}
+_SPOKEN = {
+    "teacher": "teacher",
+    "plain": "plain",
+    "distilled": "distilled",
+    "openvino": "OpenVINO",
+    "quantized": "INT8",
 }
 _RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 # Others' work slows single images by more than models differ.
@@ -76,15 +84,24 @@ def _findings(comparison: Comparison) -> list[str]:
         f"INT8 against the teacher in {_RUNTIMES[teacher.format]}: {comparison.speed_up(quantized):.1f}x as fast, "
         f"{_percent(quantized.size_bytes, teacher.size_bytes)} of the size, "
         f"{_percent(quantized.parameters, teacher.parameters)} of the parameters.",
+        *_intervals(comparison),
     ]
+
+
+def _intervals(comparison: Comparison) -> list[str]:
+    known = [
+        f"{_SPOKEN[one.role]} against {_SPOKEN[one.against]} {points(one.map.estimate)} ({span(one.map)})"
+        for one in comparison.differences
+    ]
+    return [f"With {100 * LEVEL:g} % intervals over images, in points mAP50-95: {', '.join(known)}."] if known else []
 
 
 def _caveats(comparison: Comparison) -> list[str]:
     machine, settings = comparison.machine, comparison.settings
     caveats = [
         f"Accuracy: {comparison.images} images with {comparison.boxes} boxes of the {comparison.split} split, "
-        f"{settings.protocol}, in per cent. One training with one seed each and no confidence interval: "
-        "differences of a point or two may be chance.",
+        f"{settings.protocol}, in per cent. One training with one seed each: another seed may turn a difference of a "
+        "point or two. The intervals, a paired bootstrap, know of other images alone.",
         f"Speed: {machine.cpu}, {machine.threads} threads. Latency is one image from decoded pixels to boxes, "
         "throughput is the network alone.",
     ]

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from yolo_distill.components.compare_recipes.comparison import (
-    LEVEL,
     ComparedRecipe,
     RecipeComparison,
     RecipeDifference,
@@ -18,20 +17,12 @@ from yolo_distill.components.compare_recipes.comparison import (
 from yolo_distill.components.compare_recipes.report import report
 from yolo_distill.components.compare_recipes.summary import summary
 from yolo_distill.components.compare_recipes.trials import Trial, read_trials
-from yolo_distill.components.evaluate_map.evaluation import read_coco_files
-from yolo_distill.components.evaluate_map.matches import find_matches
-from yolo_distill.components.evaluate_map.paired import (
-    Difference,
-    ModelScores,
-    Resamples,
-    paired_difference,
-    score_resamples,
-)
+from yolo_distill.components.evaluate_map.difference import LEVEL, RESAMPLES, score_evaluations
+from yolo_distill.components.evaluate_map.paired import Difference, ModelScores, Resamples, paired_difference
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory, write_text
 from yolo_distill.components.shared.progress import report_progress
 
-_RESAMPLES = 2000
 # Draws beyond either end of an interval, without which nobody knows where it ends.
 _DRAWS_BEYOND = 10
 
@@ -77,7 +68,7 @@ def build_comparison(arms: dict[str, list[Trial]]) -> RecipeComparison:
     recipes = sorted((_recipe(name, trials) for name, trials in arms.items()), key=lambda one: -one.map)
     ranked = [recipe.name for recipe in recipes]
     level, seeds = adjusted_level(len(ranked)), list(recipes[0].by_seed)
-    draws = max(_RESAMPLES, round(_DRAWS_BEYOND / ((1 - level) / 2)))
+    draws = max(RESAMPLES, round(_DRAWS_BEYOND / ((1 - level) / 2)))
     resamples = Resamples.draw(first.images, len(seeds), draws)
     scores = _scores(arms, resamples)
     differences = [
@@ -127,16 +118,11 @@ def _recipe(name: str, trials: list[Trial]) -> ComparedRecipe:
 
 def _scores(arms: dict[str, list[Trial]], resamples: Resamples) -> dict[str, list[ModelScores]]:
     scores: dict[str, list[ModelScores]] = {name: [] for name in arms}
-    expected, _ = read_coco_files(next(iter(arms.values()))[0].folder)
-    total, done = sum(map(len, arms.values())), 0
-    for name, trials in arms.items():
-        for trial in trials:
-            truth, detections = read_coco_files(trial.folder)
-            if truth != expected:
-                raise InputError(trial.folder, "has other labels than the first evaluation", "Evaluate all again")
-            scores[name].append(score_resamples(find_matches(truth, detections), resamples))
-            done += 1
-            report_progress(done, total, "model")
+    trials = [(name, trial.folder) for name, arm in arms.items() for trial in arm]
+    measured = score_evaluations([folder for _, folder in trials], resamples)
+    for done, ((name, _), score) in enumerate(zip(trials, measured, strict=True), 1):
+        scores[name].append(score)
+        report_progress(done, len(trials), "model")
     return scores
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.distill_train.recipe import PLAIN
+from yolo_distill.components.evaluate_map.difference import LEVEL
 from yolo_distill.components.evaluate_map.evaluation import EvaluationSettings
 from yolo_distill.components.evaluate_map.paired import Interval
 from yolo_distill.components.prepare_data.dataset import Split
@@ -22,7 +23,6 @@ from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.records import read_record
 
 COMPARISON_NAME = "comparison.json"
-LEVEL = 0.95
 NO_DIFFERENCE = "no difference"
 
 

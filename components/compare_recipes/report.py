@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from yolo_distill.components.compare_recipes.comparison import LEVEL, RecipeComparison
-from yolo_distill.components.compare_recipes.summary import points, span, summary
+from yolo_distill.components.compare_recipes.comparison import RecipeComparison
+from yolo_distill.components.compare_recipes.summary import summary
 from yolo_distill.components.compare_recipes.trials import Trial
 from yolo_distill.components.distill_train.recipe import PLAIN
+from yolo_distill.components.evaluate_map.difference import LEVEL, points, span
 from yolo_distill.components.evaluate_map.paired import Interval
 from yolo_distill.components.shared.curves import inline_png
 from yolo_distill.components.shared.pages import COLOURS, render_page

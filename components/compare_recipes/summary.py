@@ -1,13 +1,13 @@
 """The comparison of recipes in words and rows."""
 
 from yolo_distill.components.compare_recipes.comparison import (
-    LEVEL,
     NO_DIFFERENCE,
     ComparedRecipe,
     RecipeComparison,
     RecipeDifference,
 )
 from yolo_distill.components.distill_train.recipe import PLAIN
+from yolo_distill.components.evaluate_map.difference import LEVEL, points, span
 from yolo_distill.components.evaluate_map.paired import Interval
 from yolo_distill.components.shared.summary import Summary
 
@@ -35,16 +35,6 @@ def summary(comparison: RecipeComparison) -> Summary:
         findings=_findings(comparison),
         caveats=_caveats(comparison),
     )
-
-
-def points(value: float) -> str:
-    """Return a difference of mAP in points of 100, with its sign."""
-    return f"{100 * value:+z.1f}"
-
-
-def span(interval: Interval) -> str:
-    """Return the ends of an interval in points of 100."""
-    return f"{points(interval.low)} to {points(interval.high)}"
 
 
 def _row(recipe: ComparedRecipe, gain: RecipeDifference | None, *, adjusted: bool) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """COCO's average precision of detections against labels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 # COCO counts at most this many detections of a class in an image.
 MAX_DETECTIONS = 100
+
+RECALL_POINTS = np.linspace(0, 1, 101)
 
 _ALL_AREAS = 0
 
@@ -53,6 +56,20 @@ class CocoMetrics(BaseModel):
     per_class: dict[str, ClassMetrics]
 
 
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """How precise each class is at each recall, at IoU 0.50. The mean over recall is the class's AP50.
+
+    Attributes:
+        precision: Best precision at each of :data:`RECALL_POINTS` or beyond, 0..1, [classes, 101]; NaN where no box is
+            labelled with the class.
+        score: Lowest score that must count to get there, 0..1, [classes, 101]; 0 where no score is low enough.
+    """
+
+    precision: np.ndarray
+    score: np.ndarray
+
+
 def coco_metrics(
     ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> CocoMetrics:
@@ -68,6 +85,13 @@ def coco_metrics(
     Returns:
         The figures; they equal those of pycocotools.
     """
+    return measure(ground_truth, detections, classes)[0]
+
+
+def measure(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> tuple[CocoMetrics, PrecisionRecall]:
+    """Measure detections as :func:`coco_metrics` does, and return the curves behind the figures too."""
     truth = COCO(dict(ground_truth), use_deepcopy=True)
     evaluation = COCOeval_faster(truth, truth.loadRes(list(detections)), "bbox", extra_calc=False)
     evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
@@ -75,7 +99,7 @@ def coco_metrics(
     names = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
     figures = {name: _known(value) for name, value in zip(names, evaluation.stats, strict=False)}
     # IoU threshold x recall x class x area x largest number of detections
-    precision = evaluation.eval["precision"][:, :, :, _ALL_AREAS, -1]
+    precision, scores = (evaluation.eval[name][:, :, :, _ALL_AREAS, -1] for name in ("precision", "scores"))
     boxes = np.bincount([a["category_id"] - 1 for a in ground_truth["annotations"]], minlength=len(classes))
     per_class = {
         name: ClassMetrics(
@@ -85,7 +109,9 @@ def coco_metrics(
         )
         for index, name in enumerate(classes)
     }
-    return CocoMetrics(**figures, per_class=per_class)
+    at_50 = precision[0].T
+    curves = PrecisionRecall(np.where(at_50 < 0, np.nan, at_50), np.maximum(scores[0].T, 0))
+    return CocoMetrics(**figures, per_class=per_class), curves
 
 
 def _known(value: float) -> float | None:

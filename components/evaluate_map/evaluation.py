@@ -6,6 +6,8 @@ Layout::
     detections.json     every detection, a COCO result file
     ground_truth.json   the labels, a COCO annotation file
     detections.jpg      some images with labels and detections side by side
+    confusion.json      what labelled objects are taken for
+    report.html         figures, precision over recall and the confusion matrix as a page
 """
 
 import json
@@ -25,6 +27,7 @@ EVALUATION_NAME = "evaluation.json"
 DETECTIONS_NAME = "detections.json"
 GROUND_TRUTH_NAME = "ground_truth.json"
 PICTURE_NAME = "detections.jpg"
+REPORT_NAME = "report.html"
 
 
 class EvaluatedModel(BaseModel):
@@ -90,6 +93,9 @@ class Evaluation(CocoMetrics):
         split: The split.
         images: Labelled images in the split, all of which count.
         settings: How detections were made and counted.
+        ultralytics_map: What ultralytics' own function says of the same detections, mAP50-95, 0..1: for comparison with
+            what its validation prints. ``None`` where no box is labelled, or in an evaluation made before it was taken.
+        ultralytics_map50: The same at IoU 0.50.
     """
 
     schema_version: int = 1
@@ -98,11 +104,16 @@ class Evaluation(CocoMetrics):
     split: Split
     images: int
     settings: EvaluationSettings
+    ultralytics_map: float | None = None
+    ultralytics_map50: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """The overall figures that could be measured, by name."""
-        names = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
+        names = (
+            *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
+            *("ultralytics_map", "ultralytics_map50"),
+        )
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

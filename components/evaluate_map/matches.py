@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from yolo_distill.components.evaluate_map.coco import MAX_DETECTIONS
+from yolo_distill.components.evaluate_map.coco import MAX_DETECTIONS, RECALL_POINTS
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_RECALL_POINTS = np.linspace(0, 1, 101)
 # Values of the largest intermediate array, which stays in the processor's cache.
 _CHUNK = 300_000
 
@@ -25,28 +24,33 @@ class ClassMatches:
 
     Attributes:
         image: [D] index of each detection's image.
+        score: [D] score of each detection, never rising.
         hits: For each of :data:`IOU_THRESHOLDS`, the ascending positions 0..D-1 of the detections that hit a label.
         boxes: [I] labelled boxes of the class in each image.
     """
 
     image: np.ndarray
+    score: np.ndarray
     hits: list[np.ndarray]
     boxes: np.ndarray
 
 
-def find_matches(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> list[ClassMatches]:
+def find_matches(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], max_detections: int = MAX_DETECTIONS
+) -> list[ClassMatches]:
     """Match detections with labels by the COCO protocol.
 
     Args:
         ground_truth: A COCO annotation file's content, without crowds, as :func:`.evaluate.coco_ground_truth` makes it.
         detections: A COCO result file's content.
+        max_detections: How many detections of a class in an image count, the best ones.
 
     Returns:
         The matches of each class, by class index; images are counted in the order of their ids.
     """
     truth = COCO(dict(ground_truth), use_deepcopy=True)
     found = truth.loadRes(list(detections))
-    matched = [_matched(truth, found, threshold) for threshold in IOU_THRESHOLDS]
+    matched = [_matched(truth, found, threshold, max_detections) for threshold in IOU_THRESHOLDS]
     images = {image: index for index, image in enumerate(sorted(truth.getImgIds()))}
     return [
         _class_matches(
@@ -54,6 +58,7 @@ def find_matches(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[s
             [images[a["image_id"]] for a in truth.dataset["annotations"] if a["category_id"] == category],
             images,
             matched,
+            max_detections,
         )
         for category in sorted(truth.getCatIds())
     ]
@@ -90,7 +95,7 @@ def _average_precision(matches: ClassMatches, counts: np.ndarray) -> np.ndarray:
         # The best precision at this recall or a higher one; between two hits it only falls.
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         points = np.diff(reached[row, found], axis=0, prepend=0)
-        result[:, number] = (envelope * points).sum(axis=0) / len(_RECALL_POINTS)
+        result[:, number] = (envelope * points).sum(axis=0) / len(RECALL_POINTS)
     result[boxes == 0] = np.nan
     return result
 
@@ -99,14 +104,14 @@ def _reached_recall_points(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a table of the recall points that n found boxes reach, [..., n], and the row of each resample in it."""
     totals, row = np.unique(boxes, return_inverse=True)
     recalls = np.arange(totals.max() + 1) / np.maximum(totals, 1)[:, None]
-    return np.searchsorted(_RECALL_POINTS, recalls, side="right"), row
+    return np.searchsorted(RECALL_POINTS, recalls, side="right"), row
 
 
-def _matched(truth: COCO, found: COCO, threshold: float) -> set[int]:
+def _matched(truth: COCO, found: COCO, threshold: float, max_detections: int) -> set[int]:
     """Return the ids of the detections that hit a label at an overlap threshold."""
     evaluation = COCOeval_faster(truth, found, "bbox", extra_calc=False)
     parameters = evaluation.params
-    parameters.iouThrs, parameters.maxDets = np.array([threshold]), [MAX_DETECTIONS]
+    parameters.iouThrs, parameters.maxDets = np.array([threshold]), [max_detections]
     parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -114,7 +119,11 @@ def _matched(truth: COCO, found: COCO, threshold: float) -> set[int]:
 
 
 def _class_matches(
-    detections: list[dict[str, Any]], labelled: list[int], images: Mapping[int, int], matched: list[set[int]]
+    detections: list[dict[str, Any]],
+    labelled: list[int],
+    images: Mapping[int, int],
+    matched: list[set[int]],
+    max_detections: int,
 ) -> ClassMatches:
     image = np.array([images[d["image_id"]] for d in detections], dtype=np.int64)
     score = np.array([d["score"] for d in detections], dtype=float)
@@ -122,7 +131,7 @@ def _class_matches(
     by_image = np.lexsort((-score, image))
     # How many detections of the same image are better.
     rank = np.arange(len(image)) - np.searchsorted(image[by_image], image[by_image])
-    counted = by_image[rank < MAX_DETECTIONS]
+    counted = by_image[rank < max_detections]
     order = counted[np.argsort(-score[counted], kind="stable")]
     hits = [np.flatnonzero(np.isin(ids[order], list(at))) for at in matched]
-    return ClassMatches(image[order], hits, np.bincount(labelled, minlength=len(images)))
+    return ClassMatches(image[order], score[order], hits, np.bincount(labelled, minlength=len(images)))
