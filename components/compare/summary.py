@@ -22,7 +22,13 @@ _TITLES = {
     "openvino": "Student, distilled",
     "quantized": "Student, distilled",
 }
-_RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_RUNTIMES = {
+    "pytorch": "PyTorch",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ncnn": "NCNN",
+    "tensorrt": "TensorRT",
+}
 # Others' work slows single images by more than models differ.
 _QUIET = 0.1
 

@@ -45,7 +45,7 @@ def evaluate(dataset: DetectionDataset, model_folder: Path, split: str, output: 
         InputError: There is no such split or no labelled box in it, the classes of model and dataset differ, or an
             image or the model cannot be read.
     """
-    records = _labelled(dataset, split)
+    records = labelled_images(dataset, split)
     card = read_card(model_folder)
     require_classes(model_folder, card, dataset.classes)
     detector = open_detector(model_folder)
@@ -62,7 +62,7 @@ def evaluate(dataset: DetectionDataset, model_folder: Path, split: str, output: 
             record = records[done]
             _require_size(dataset, record, image)
             done += 1
-            results += _coco_results(done, detections)
+            results += coco_results(done, detections)
             if done - 1 in pictured:
                 pictures.append(side_by_side(image, *dataset.boxes(record), detections, dataset.classes))
         report_progress(done, len(records), "image")
@@ -108,7 +108,8 @@ def coco_ground_truth(dataset: DetectionDataset, records: list[ImageRecord]) -> 
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _coco_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
+def coco_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
+    """Return the detections of one image as entries of a COCO result file."""
     return [
         {"image_id": image_id, "category_id": int(label) + 1, "bbox": _bbox(box), "score": round(float(score), 6)}
         for box, score, label in zip(found.boxes, found.scores, found.classes, strict=True)
@@ -120,7 +121,12 @@ def _bbox(corners: np.ndarray) -> list[float]:
     return [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
-def _labelled(dataset: DetectionDataset, split: str) -> list[ImageRecord]:
+def labelled_images(dataset: DetectionDataset, split: str) -> list[ImageRecord]:
+    """Return the images of a split that count.
+
+    Raises:
+        InputError: There is no such split or no labelled box in it.
+    """
     if split not in SPLITS:
         raise InputError(f"split {split!r}", "is not a split", f"Choose one of {', '.join(SPLITS)}")
     records = [record for record in dataset.split(split) if record.labelled]
