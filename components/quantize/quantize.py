@@ -1,7 +1,5 @@
 """Post-training quantisation to 8-bit integers, by one of several methods."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +11,7 @@ import openvino
 from yolo_distill.components.evaluate_map.evaluate import labelled_images
 from yolo_distill.components.export_openvino.artifact import write_converted_card
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
-from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.quantize.calibration import calibration_inputs, draw_calibration, write_calibration
 from yolo_distill.components.quantize.linear import refuse_dynamic_linear
 from yolo_distill.components.quantize.onnx_int8 import quantize_onnx
@@ -38,20 +36,6 @@ _VALIDATION_SPLIT = "val"
 
 class QuantizationError(RuntimeError):
     """The quantised model computes nothing of use, or loses more than was allowed."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is quantised: a model artifact, and the images to do it with."""
-
-    folder: Path
-    card: ModelCard
-    dataset: DetectionDataset
-    drawn: Sequence[ImageRecord]
-
-    @property
-    def file(self) -> Path:
-        return self.folder / self.card.file
 
 
 def quantize(
@@ -88,12 +72,23 @@ def quantize(
         refuse_dynamic_linear(model_folder, card)
     _require_fit(model_folder, card, method, max_drop)
     require_classes(model_folder, card, dataset.classes)
-    source = _Source(model_folder, card, dataset, draw_calibration(dataset, calibration_images, seed))
+    drawn = draw_calibration(dataset, calibration_images, seed)
+    validation = labelled_images(dataset, _VALIDATION_SPLIT) if method == "accuracy-aware" else []
     compared = sample_images(dataset, "val", PARITY_IMAGES)
     reference = open_detector(model_folder)
     with new_directory(output) as folder:
-        file, lineage = _writer(method, max_drop, source)(folder)
-        write_calibration(folder, source.drawn)
+        file, lineage = "model.xml", dict[str, str]()
+        if method == "onnx-qdq":
+            file = "model.onnx"
+            quantize_onnx(model_folder / card.file, folder / file, calibration_inputs(dataset, drawn, card.imgsz))
+        elif method == "nncf":
+            model = quantize_openvino(model_folder, card, dataset, drawn)
+            openvino.save_model(model, folder / file, compress_to_fp16=False)
+        else:
+            model, drop = quantize_with_accuracy(model_folder, card, dataset, drawn, validation, max_drop)
+            lineage = _accuracy_lineage(model, drop, max_drop)
+            openvino.save_model(model, folder / file, compress_to_fp16=False)
+        write_calibration(folder, drawn)
         quantized = write_converted_card(
             folder,
             card,
@@ -103,7 +98,7 @@ def quantize(
             file=file,
             lineage={
                 "calibration_dataset": dataset.digest,
-                "calibration_images": str(len(source.drawn)),
+                "calibration_images": str(len(drawn)),
                 "calibration_seed": str(seed),
                 "quantization": method,
                 **lineage,
@@ -135,45 +130,18 @@ def _require_fit(folder: Path, card: ModelCard, method: str, max_drop: float) ->
         )
 
 
-def _writer(method: str, max_drop: float, source: _Source) -> Callable[[Path], tuple[str, dict[str, str]]]:
-    """Return what writes the model into a folder, and answers with its file's name and what is to be recorded."""
-    if method == "onnx-qdq":
-        return lambda folder: _write_onnx(source, folder)
-    if method == "nncf":
-        return lambda folder: _write_openvino(quantize_openvino(*_openvino_source(source)), folder)
-    validation = labelled_images(source.dataset, _VALIDATION_SPLIT)
-    return lambda folder: _write_accurate(source, validation, max_drop, folder)
-
-
-def _openvino_source(source: _Source) -> tuple[Path, ModelCard, DetectionDataset, Sequence[ImageRecord]]:
-    return source.folder, source.card, source.dataset, source.drawn
-
-
-def _write_openvino(model: openvino.Model, folder: Path) -> tuple[str, dict[str, str]]:
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    return "model.xml", {}
-
-
-def _write_accurate(
-    source: _Source, validation: Sequence[ImageRecord], max_drop: float, folder: Path
-) -> tuple[str, dict[str, str]]:
-    model, drop = quantize_with_accuracy(*_openvino_source(source), validation, max_drop)
+def _accuracy_lineage(model: openvino.Model, drop: float, max_drop: float) -> dict[str, str]:
+    """Return what accuracy control came to, unless it could not keep its bound."""
     returned = float_layers(model)
+    # Written so that NaN is an error too.
     if not drop <= max_drop:
         raise QuantizationError(
             f"with {len(returned)} layers in floating point the model still loses {drop:.2f} points mAP50-95, "
             f"{max_drop:g} are allowed"
         )
-    file, _ = _write_openvino(model, folder)
-    return file, {
+    return {
         "validation_split": _VALIDATION_SPLIT,
         "max_drop": f"{max_drop:g}",
         "drop": f"{drop:.3f}",
         "float_layers": ",".join(returned),
     }
-
-
-def _write_onnx(source: _Source, folder: Path) -> tuple[str, dict[str, str]]:
-    inputs = calibration_inputs(source.dataset, source.drawn, source.card.imgsz)
-    quantize_onnx(source.file, folder / "model.onnx", inputs)
-    return "model.onnx", {}
