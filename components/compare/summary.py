@@ -30,7 +30,13 @@ _SPOKEN = {
     "openvino": "OpenVINO",
     "quantized": "INT8",
 }
-_RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+_RUNTIMES = {
+    "pytorch": "PyTorch",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ncnn": "NCNN",
+    "tensorrt": "TensorRT",
+}
 # Others' work slows single images by more than models differ.
 _QUIET = 0.1
 

@@ -15,6 +15,7 @@ def write_converted_card(
     file: str,
     lineage: Mapping[str, str],
     precision: Precision = "fp32",
+    preprocessing: str | None = None,
 ) -> ModelCard:
     """Write the card of a converted model whose files lie in place.
 
@@ -26,6 +27,7 @@ def write_converted_card(
         file: The file to open, relative to the folder.
         lineage: The conversion's settings, which are added to the parent's lineage and digest.
         precision: Numeric precision of the weights.
+        preprocessing: How an image becomes the network's input; as the parent's by default.
 
     Returns:
         The card.
@@ -36,6 +38,7 @@ def write_converted_card(
             "format": format,
             "precision": precision,
             "file": file,
+            "preprocessing": preprocessing or parent.preprocessing,
             "digests": digest_files(folder),
             "lineage": {**parent.lineage, "parent": parent.digest, **lineage},
         }

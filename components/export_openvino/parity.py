@@ -18,6 +18,7 @@ from yolo_distill.components.shared.detector import (
     read_batches,
 )
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.model_card import Precision
 
 # Boxes of anchor points below this score are not compared: no detection that anyone looks at comes of them.
 CONFIDENCE = 0.05
@@ -28,6 +29,10 @@ SAME_IOU = 0.9
 # What another order of float32 arithmetic may change: pixels of the network input, and class scores.
 BOX_TOLERANCE = 0.5
 SCORE_TOLERANCE = 1e-3
+
+# What rounding weights to 16 bits may change besides.
+FP16_BOX_TOLERANCE = 2.0
+FP16_SCORE_TOLERANCE = 0.02
 
 _BATCH = 10
 
@@ -68,20 +73,24 @@ class Parity:
         """Return the figures by name, each name starting with the prefix."""
         return {f"{prefix}_{name}": float(value) for name, value in asdict(self).items()}
 
-    def require(self, conversion: str) -> None:
-        """Refuse a float32 conversion that changes answers.
+    def require(self, conversion: str, precision: Precision = "fp32") -> None:
+        """Refuse a floating point conversion that changes answers.
 
         Args:
             conversion: What was converted, for the message.
+            precision: Of the candidate's weights. 16 bits may change more than another order of float32 arithmetic.
 
         Raises:
-            ParityError: A difference reaches :data:`BOX_TOLERANCE` or :data:`SCORE_TOLERANCE`, or is not a number.
+            ParityError: A difference reaches the tolerance of the precision, or is not a number.
         """
-        if not (self.box_difference < BOX_TOLERANCE and self.score_difference < SCORE_TOLERANCE):
+        half = precision == "fp16"
+        boxes = FP16_BOX_TOLERANCE if half else BOX_TOLERANCE
+        scores = FP16_SCORE_TOLERANCE if half else SCORE_TOLERANCE
+        if not (self.box_difference < boxes and self.score_difference < scores):
             raise ParityError(
                 f"{conversion} changes the model's answers on {self.images} images: boxes by up to "
-                f"{self.box_difference:.3g} px (allowed: below {BOX_TOLERANCE}), scores by up to "
-                f"{self.score_difference:.3g} (allowed: below {SCORE_TOLERANCE})"
+                f"{self.box_difference:.3g} px (allowed: below {boxes}), scores by up to "
+                f"{self.score_difference:.3g} (allowed: below {scores})"
             )
 
 

@@ -1,88 +1,110 @@
-"""Post-training quantisation of an OpenVINO model to 8-bit integers."""
+"""Post-training quantisation to 8-bit integers, by one of several methods."""
 
-import json
-import logging
-import random
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
 
 # isort: split
-import nncf
-import numpy as np
 import openvino
 
+from yolo_distill.components.evaluate_map.evaluate import labelled_images
 from yolo_distill.components.export_openvino.artifact import write_converted_card
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
-from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord
-from yolo_distill.components.quantize.tail import decoding_tail
-from yolo_distill.components.shared.detector import open_detector, preprocess, read_image, require_classes
+from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.quantize.calibration import calibration_inputs, draw_calibration, write_calibration
+from yolo_distill.components.quantize.linear import refuse_dynamic_linear
+from yolo_distill.components.quantize.onnx_int8 import quantize_onnx
+from yolo_distill.components.quantize.openvino_int8 import float_layers, quantize_openvino, quantize_with_accuracy
+from yolo_distill.components.shared.detector import open_detector, require_classes
 from yolo_distill.components.shared.errors import InputError
-from yolo_distill.components.shared.files import new_directory, write_text
-from yolo_distill.components.shared.model_card import ModelCard, read_card
-from yolo_distill.components.shared.progress import report_progress
+from yolo_distill.components.shared.files import new_directory
+from yolo_distill.components.shared.model_card import ModelCard, ModelFormat, read_card
 
-CALIBRATION_NAME = "calibration.json"
+Method = Literal["nncf", "accuracy-aware", "onnx-qdq"]
+
+# Asked for because PyTorch offers it; the answer is an explanation.
+DYNAMIC_LINEAR = "dynamic-linear"
+
+_FORMATS: dict[str, ModelFormat] = {"nncf": "openvino", "accuracy-aware": "openvino", "onnx-qdq": "onnx"}
 
 # An INT8 model whose highest score is a smaller part of the FP32 model's is broken, not just less exact.
 _KEPT_SCORE = 0.5
 
+_VALIDATION_SPLIT = "val"
+
 
 class QuantizationError(RuntimeError):
-    """The quantised model computes nothing of use."""
+    """The quantised model computes nothing of use, or loses more than was allowed."""
 
 
 def quantize(
-    dataset: DetectionDataset, model_folder: Path, output: Path, calibration_images: int = 300, seed: int = 0
+    dataset: DetectionDataset,
+    model_folder: Path,
+    output: Path,
+    calibration_images: int = 300,
+    seed: int = 0,
+    method: str = "nncf",
+    max_drop: float = 1.0,
 ) -> tuple[ModelCard, Parity]:
     """Quantise a model's convolutions with ranges measured on training images.
 
     Args:
         dataset: The dataset artifact. Training images calibrate, validation images compare.
-        model_folder: An FP32 OpenVINO model artifact.
+        model_folder: An FP32 model artifact: OpenVINO for ``nncf`` and ``accuracy-aware``, ONNX for ``onnx-qdq``.
         output: Where the INT8 model artifact appears.
         calibration_images: Training images to measure on, at least 1; all of a smaller split.
         seed: Seed of their draw.
+        method: One of :data:`Method`.
+        max_drop: Points of mAP50-95 (0..100) on the validation split that ``accuracy-aware`` may lose.
 
     Returns:
         The INT8 model's card, and how far its answers are from the FP32 model's.
 
     Raises:
-        InputError: The model is not an FP32 OpenVINO one or has other classes than the dataset, no calibration image is
-            asked for, the training or the validation split is empty, or an image cannot be read.
-        QuantizationError: The INT8 model has lost its scores; nothing is left behind.
+        InputError: There is no such method, the model is not an FP32 one of its format or has other classes than the
+            dataset, no calibration image is asked for, the training or the validation split is empty, or an image or
+            the model cannot be read.
+        QuantizationError: The INT8 model has lost its scores or too much mAP; nothing is left behind.
     """
     card = read_card(model_folder)
-    if (card.format, card.precision) != ("openvino", "fp32"):
-        raise InputError(
-            model_folder,
-            f"is an {card.precision} model in {card.format} format",
-            "Give an fp32 OpenVINO model artifact",
-        )
+    if method == DYNAMIC_LINEAR:
+        refuse_dynamic_linear(model_folder, card)
+    _require_fit(model_folder, card, method, max_drop)
     require_classes(model_folder, card, dataset.classes)
     drawn = draw_calibration(dataset, calibration_images, seed)
+    validation = labelled_images(dataset, _VALIDATION_SPLIT) if method == "accuracy-aware" else []
     compared = sample_images(dataset, "val", PARITY_IMAGES)
+    reference = open_detector(model_folder)
     with new_directory(output) as folder:
-        openvino.save_model(
-            _quantized(model_folder / card.file, card.imgsz, dataset, drawn), folder / "model.xml", False
-        )
-        calibration = [{"file": record.file, "sha256": record.sha256} for record in drawn]
-        write_text(folder / CALIBRATION_NAME, json.dumps(calibration, indent=1) + "\n")
+        file, lineage = "model.xml", dict[str, str]()
+        if method == "onnx-qdq":
+            file = "model.onnx"
+            quantize_onnx(model_folder / card.file, folder / file, calibration_inputs(dataset, drawn, card.imgsz))
+        elif method == "nncf":
+            model = quantize_openvino(model_folder, card, dataset, drawn)
+            openvino.save_model(model, folder / file, compress_to_fp16=False)
+        else:
+            model, drop = quantize_with_accuracy(model_folder, card, dataset, drawn, validation, max_drop)
+            lineage = _accuracy_lineage(model, drop, max_drop)
+            openvino.save_model(model, folder / file, compress_to_fp16=False)
+        write_calibration(folder, drawn)
         quantized = write_converted_card(
             folder,
             card,
             name=f"{card.name.removesuffix('-openvino')}-int8",
-            format="openvino",
+            format=card.format,
             precision="int8",
-            file="model.xml",
+            file=file,
             lineage={
                 "calibration_dataset": dataset.digest,
                 "calibration_images": str(len(drawn)),
                 "calibration_seed": str(seed),
+                "quantization": method,
+                **lineage,
             },
         )
-        parity = compare_detectors(open_detector(model_folder), open_detector(folder), compared)
+        parity = compare_detectors(reference, open_detector(folder), compared)
         # Written so that NaN is an error too.
         if not parity.candidate_score > _KEPT_SCORE * parity.reference_score:
             raise QuantizationError(
@@ -92,40 +114,34 @@ def quantize(
     return quantized, parity
 
 
-def draw_calibration(dataset: DetectionDataset, count: int, seed: int) -> list[ImageRecord]:
-    """Draw training images without replacement.
-
-    Args:
-        dataset: The dataset artifact.
-        count: Images to draw, at least 1; all of a smaller split.
-        seed: The same seed draws the same images of the same dataset.
-
-    Raises:
-        InputError: No image is asked for, or the training split is empty.
-    """
-    if count < 1:
-        raise InputError(f"calibration_images {count}", "is less than 1", "Choose at least 1, a few hundred are usual")
-    records = dataset.split("train")
-    if not records:
-        raise InputError(dataset.root, "its train split is empty", "Prepare the data with training images")
-    return random.Random(seed).sample(records, min(count, len(records)))
+def _require_fit(folder: Path, card: ModelCard, method: str, max_drop: float) -> None:
+    if method not in get_args(Method):
+        raise InputError(f"method {method!r}", "is not known", f"Choose one of {', '.join(get_args(Method))}")
+    # Written so that NaN is refused too.
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"max_drop {max_drop}", "is not in 0..100", "Choose points of mAP50-95, such as 1")
+    needed = _FORMATS[method]
+    if (card.format, card.precision) != (needed, "fp32"):
+        spoken = {"openvino": "OpenVINO", "onnx": "ONNX"}[needed]
+        raise InputError(
+            folder,
+            f"is an {card.precision} model in {card.format} format",
+            f"Give an fp32 {spoken} model artifact",
+        )
 
 
-def _quantized(file: Path, imgsz: int, dataset: DetectionDataset, records: Sequence[ImageRecord]) -> openvino.Model:
-    def network_input(item: tuple[int, ImageRecord]) -> np.ndarray:
-        number, record = item
-        report_progress(number, len(records), "image", "calibration")
-        return preprocess([read_image(dataset.image_path(record))], imgsz)[0]
-
-    nncf.set_log_level(logging.WARNING)
-    model = openvino.Core().read_model(file)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(list(enumerate(records, 1)), network_input),
-        # The quick bias correction leaves scores of small networks almost twice as far off.
-        fast_bias_correction=False,
-        # Activations after SiLU are lopsided, so that they get a zero point of their own.
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(records),
-        ignored_scope=nncf.IgnoredScope(names=decoding_tail(model)),
-    )
+def _accuracy_lineage(model: openvino.Model, drop: float, max_drop: float) -> dict[str, str]:
+    """Return what accuracy control came to, unless it could not keep its bound."""
+    returned = float_layers(model)
+    # Written so that NaN is an error too.
+    if not drop <= max_drop:
+        raise QuantizationError(
+            f"with {len(returned)} layers in floating point the model still loses {drop:.2f} points mAP50-95, "
+            f"{max_drop:g} are allowed"
+        )
+    return {
+        "validation_split": _VALIDATION_SPLIT,
+        "max_drop": f"{max_drop:g}",
+        "drop": f"{drop:.3f}",
+        "float_layers": ",".join(returned),
+    }

@@ -34,11 +34,11 @@ def decoding_tail(model: openvino.Model) -> list[str]:
 def _is_prediction(node: openvino.Node) -> bool:
     """Whether a node is a learned convolution, or the addition of its bias."""
     if node.get_type_name() == "Add":
-        return any(map(_is_learned_convolution, _inputs(node)))
-    return _is_learned_convolution(node)
+        return any(map(is_learned_convolution, _inputs(node)))
+    return is_learned_convolution(node)
 
 
-def _is_learned_convolution(node: openvino.Node) -> bool:
+def is_learned_convolution(node: openvino.Node) -> bool:
     """Whether a node is a convolution other than DFL's, whose fixed weights 0, 1, 2, ... compute an expectation."""
     if node.get_type_name() not in ("Convolution", "GroupConvolution"):
         return False

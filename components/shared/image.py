@@ -8,3 +8,4 @@ import os
 
 CPU_IMAGE = os.environ.get("YOLO_DISTILL_CPU_IMAGE", "localhost/yolo-distill-python:0.1.0-cpu")
 TRAIN_IMAGE = os.environ.get("YOLO_DISTILL_TRAIN_IMAGE", "localhost/yolo-distill-python:0.1.0-cuda")
+TENSORRT_IMAGE = os.environ.get("YOLO_DISTILL_TENSORRT_IMAGE", "localhost/yolo-distill-python:0.1.0-tensorrt")

@@ -17,8 +17,12 @@ from yolo_distill.components.shared.records import read_record
 
 CARD_NAME = "model.json"
 
-ModelFormat = Literal["pytorch", "onnx", "openvino"]
+ModelFormat = Literal["pytorch", "onnx", "openvino", "ncnn", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8"]
+
+# What a network takes: planes of RGB values, or the letterboxed image as OpenCV has it.
+PLANES = "letterbox to imgsz x imgsz, pad 114, RGB, NCHW float32 in 0..1"
+PIXELS = "letterbox to imgsz x imgsz, pad 114, BGR, NHWC uint8 in 0..255"
 
 
 class ModelCard(BaseModel):
@@ -28,14 +32,14 @@ class ModelCard(BaseModel):
         name: How the model is called in tables and lineage, such as ``teacher`` or ``distilled``.
         format: The runtime that opens ``file``.
         precision: Numeric precision of the weights.
-        file: The file to open, relative to the folder (``.pt``, ``.onnx`` or ``.xml``).
+        file: The file to open, relative to the folder (``.pt``, ``.onnx``, ``.xml``, ``.param`` or ``.engine``).
         digests: SHA-256 of every model file, by name relative to the folder.
         imgsz: Side of the square network input in pixels, a multiple of 32.
         classes: Class names by class index.
         architecture: Model YAML or checkpoint that it was built from, such as ``yolov8n.yaml``.
         parameters: Number of weights of the unfused network.
         gflops: Cost of one image at ``imgsz`` in 10^9 floating point operations.
-        preprocessing: How an image becomes the network's input.
+        preprocessing: How an image becomes the network's input: :data:`PLANES` or :data:`PIXELS`.
         postprocessing: How the network's output becomes boxes.
         lineage: Digests and settings of what it was made from: ``dataset``, ``teacher``, ``parent``, ``recipe``, ...
         licence: The licence of the weights.
@@ -54,7 +58,7 @@ class ModelCard(BaseModel):
     architecture: str
     parameters: int
     gflops: float
-    preprocessing: str = "letterbox to imgsz x imgsz, pad 114, RGB, NCHW float32 in 0..1"
+    preprocessing: str = PLANES
     postprocessing: str = (
         "output 1x(4+nc)xN: box centre x, y, width, height in pixels, class scores; then class-wise NMS"
     )

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+import torch
 from ultralytics import YOLO
 
 from yolo_distill.components.export_openvino import parity
-from yolo_distill.components.export_openvino.export import export
+from yolo_distill.components.export_openvino.export import compress, export
 from yolo_distill.components.export_openvino.parity import ParityError, compare_detectors, sample_images
-from yolo_distill.components.shared.detector import open_detector, read_image
+from yolo_distill.components.shared.detector import letterbox, open_detector, preprocess, read_image
+from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import digest_files, read_card, write_card
 
@@ -45,6 +47,70 @@ def test_the_answers_stay_the_same_on_real_images(exported):
         assert comparison.images == 16
         assert comparison.box_difference < 0.05
         assert comparison.score_difference < 1e-4
+
+
+@pytest.fixture(scope="module")
+def fp16(exported, folder, digits):
+    return *compress(digits, folder / "openvino", folder / "fp16"), folder / "fp16"
+
+
+def test_fp16_halves_the_weights_and_keeps_the_answers(fp16, exported, folder):
+    card, comparison, half = fp16
+    assert read_card(half) == card
+    assert (card.name, card.format, card.precision) == (f"{exported.openvino.name}-fp16", "openvino", "fp16")
+    assert card.lineage["parent"] == exported.openvino.digest
+    sizes = [(path / "model.bin").stat().st_size for path in (half, folder / "openvino")]
+    assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.02)
+    assert comparison.images == 16
+    # Rounding to 16 bits shows, but does little.
+    assert 0 < comparison.box_difference < 2
+    assert 0 < comparison.score_difference < 0.02
+
+
+def test_what_is_fp16_already(fp16, digits, tmp_path):
+    with pytest.raises(InputError, match="is an fp16 model in openvino format"):
+        compress(digits, fp16[2], tmp_path / "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compression_that_changes_the_answers_leaves_nothing_behind(exported, folder, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(parity, "FP16_SCORE_TOLERANCE", 0.0)
+    with pytest.raises(ParityError, match="The compression to FP16 changes the model's answers"):
+        compress(digits, folder / "openvino", tmp_path / "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_takes_pixels(exported, folder, digits, student_dir, tmp_path):
+    result = export(digits, student_dir, tmp_path / "onnx", tmp_path / "openvino", pixel_input=True)
+    assert result.openvino.preprocessing == "letterbox to imgsz x imgsz, pad 114, BGR, NHWC uint8 in 0..255"
+    assert result.onnx.preprocessing == "letterbox to imgsz x imgsz, pad 114, RGB, NCHW float32 in 0..1"
+    model = openvino.Core().read_model(tmp_path / "openvino" / "model.xml")
+    port = model.inputs[0]
+    assert (port.get_element_type(), list(port.shape)) == (openvino.Type.u8, [1, 160, 160, 3])
+    assert result.openvino_parity.box_difference < 0.05
+    assert result.openvino_parity.score_difference < 1e-4
+    # By hand: nothing but the letterbox is left to the caller.
+    image = read_image(digits.image_path(digits.split("val")[0]))
+    settings = {openvino.properties.hint.inference_precision: openvino.Type.f32}
+    answer = openvino.Core().compile_model(model, "CPU", settings)(letterbox(image, 160)[0][None])[0]
+    expected = open_detector(student_dir).infer(preprocess([image], 160)[0])
+    np.testing.assert_allclose(answer, expected, atol=2e-2)
+
+
+def test_batch_normalisation_is_fused_into_the_convolutions(exported, folder, student_dir):
+    network = load_network(student_dir / "model.pt")
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules()) == 57
+    graph = onnx.load(folder / "onnx" / "model.onnx").graph
+    assert not [node.name for node in graph.node if node.op_type == "BatchNormalization"]
+    stem = next(node for node in graph.node if node.op_type == "Conv")
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    norm = network.model[0].bn
+    gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    expected = network.model[0].conv.weight.detach() * gain[:, None, None, None]
+    np.testing.assert_allclose(weights[stem.input[1]], expected.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(weights[stem.input[2]], (norm.bias - norm.running_mean * gain).detach(), atol=1e-5)
+    kinds = [op.get_type_name() for op in openvino.Core().read_model(folder / "openvino" / "model.xml").get_ops()]
+    assert "BatchNormInference" not in kinds
 
 
 def test_equal_weights_make_equal_files(exported, digits, student_dir, tmp_path):

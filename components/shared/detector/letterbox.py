@@ -68,3 +68,8 @@ def letterbox(image: np.ndarray, imgsz: ImageSize) -> tuple[np.ndarray, Placemen
     padded = np.full((full_height, full_width, 3), PAD_VALUE, np.uint8)
     padded[top : top + new_height, left : left + new_width] = image
     return padded, Placement(width, height, new_width / width, new_height / height, left, top)
+
+
+def to_pixels(batch: np.ndarray) -> np.ndarray:
+    """Turn letterboxed RGB planes in 0..1, float32 [B, 3, H, W], back into the BGR bytes [B, H, W, 3] they were."""
+    return np.ascontiguousarray(np.rint(batch[:, ::-1] * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))

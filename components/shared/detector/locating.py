@@ -6,8 +6,14 @@ from pathlib import Path
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import CARD_NAME, ModelCard, ModelFormat, read_card
 
-_FORMATS: dict[str, ModelFormat] = {".pt": "pytorch", ".onnx": "onnx", ".xml": "openvino"}
-_REMEDY = "Give a model artifact's folder, or a .onnx, .xml or .pt file"
+_FORMATS: dict[str, ModelFormat] = {
+    ".pt": "pytorch",
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".param": "ncnn",
+    ".engine": "tensorrt",
+}
+_REMEDY = "Give a model artifact's folder, or a .onnx, .xml, .param, .engine or .pt file"
 
 
 @dataclass(frozen=True)

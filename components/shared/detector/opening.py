@@ -26,6 +26,8 @@ _RUNTIMES: dict[ModelFormat, str] = {
     "pytorch": "pytorch_runtime.PyTorchNetwork",
     "onnx": "onnx_runtime.OnnxNetwork",
     "openvino": "openvino_runtime.OpenVinoNetwork",
+    "ncnn": "ncnn_runtime.NcnnNetwork",
+    "tensorrt": "tensorrt_runtime.TensorRtNetwork",
 }
 
 
@@ -33,8 +35,8 @@ def open_detector(model: Path, threads: int | None = None, imgsz: int | None = N
     """Open a model and run it once.
 
     Args:
-        model: A model artifact, or an export of a YOLOv8 detection model from elsewhere: an ``.onnx``, ``.xml`` or
-            ``.pt`` file, or a folder that holds one.
+        model: A model artifact, or an export of a YOLOv8 detection model from elsewhere: an ``.onnx``, ``.xml``,
+            ``.param``, ``.engine`` or ``.pt`` file, or a folder that holds one.
         threads: CPU threads of the network; all that this process may use by default.
         imgsz: Side of the square network input in pixels for a model that takes any; what the model says by default.
 

@@ -11,6 +11,7 @@ import openvino
 import yaml
 from openvino import properties
 
+from yolo_distill.components.shared.detector.letterbox import to_pixels
 from yolo_distill.components.shared.detector.network import Shape, Signature
 from yolo_distill.components.shared.errors import InputError
 
@@ -31,10 +32,16 @@ class OpenVinoNetwork:
             )
         core = openvino.Core()
         model = core.read_model(path)
+        inputs, dtype = [_shape(port) for port in model.inputs], model.inputs[0].get_element_type().to_dtype().name
+        # Preprocessing in the graph takes bytes, colours last; the network is told apart by that alone.
+        self._takes_pixels = dtype == "uint8" and len(inputs[0]) == 4 and inputs[0][3] == 3
+        if self._takes_pixels:
+            batch, height, width, colours = inputs[0]
+            inputs[0], dtype = (batch, colours, height, width), "float32"
         self.signature = Signature(
-            inputs=[_shape(port) for port in model.inputs],
+            inputs=inputs,
             outputs=[_shape(port) for port in model.outputs],
-            dtype=model.inputs[0].get_element_type().to_dtype().name,
+            dtype=dtype,
             metadata=_metadata(path, model),
         )
         settings = {
@@ -47,7 +54,7 @@ class OpenVinoNetwork:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Run the network, see :class:`~yolo_distill.components.shared.detector.network.Network`."""
-        fed = batch.astype(self.signature.dtype, copy=False)
+        fed = to_pixels(batch) if self._takes_pixels else batch.astype(self.signature.dtype, copy=False)
         # The request keeps its output buffer, so the answer is copied out of it.
         return np.array(self._request.infer({0: fed}, share_inputs=True)[0], np.float32)
 
