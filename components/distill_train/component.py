@@ -24,6 +24,7 @@ def distill_train(  # noqa: ANN201
     seed: int = 0,
     augmentation: str = "",
     work_root: str = "",
+    processes: int = 0,
 ):
     """Train the student from the teacher's answers, cached or asked for at every step, or plainly.
 
@@ -50,6 +51,7 @@ def distill_train(  # noqa: ANN201
         augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10; the same
             as the teacher cache was built with.
         work_root: Folder that outlives a killed task, from which an unfinished training resumes.
+        processes: Processes that share each batch; 0 for one a GPU, and one where there is none.
     """
     from pathlib import Path
 
@@ -59,6 +61,7 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
+    from yolo_distill.components.shared.launch import local_launcher
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.training import last_metrics, train_settings
 
@@ -83,6 +86,7 @@ def distill_train(  # noqa: ANN201
             teacher=answers,
             initial=initial and Path(initial.path),
             work_root=Path(work_root) if work_root else None,
+            launcher=local_launcher(processes),
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))
