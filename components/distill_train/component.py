@@ -61,8 +61,8 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
-    from yolo_distill.components.shared.launch import local_launcher
     from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.train_job.choice import training_launcher
     from yolo_distill.components.shared.training import last_metrics, train_settings
 
     source = initial.metadata.get("architecture", "") if initial else model
@@ -76,6 +76,7 @@ def distill_train(  # noqa: ANN201
         losses = load_recipe(recipe) if distilling else None
         sources = cache and Path(cache.path), teacher and Path(teacher.path)
         answers = choose_teacher(losses, *sources) if losses else None
+        root = Path(work_root) if work_root else None
         result = distill(
             data,
             model,
@@ -85,8 +86,8 @@ def distill_train(  # noqa: ANN201
             recipe=losses,
             teacher=answers,
             initial=initial and Path(initial.path),
-            work_root=Path(work_root) if work_root else None,
-            launcher=local_launcher(processes),
+            work_root=root,
+            launcher=training_launcher(processes, root),
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))

@@ -6,11 +6,11 @@ Validation, EMA, optimiser, learning-rate schedule, warm-up, gradient clipping a
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
@@ -378,6 +378,17 @@ class TrainingJob(BaseModel):
     def trainer(self) -> ViewTrainer:
         """Set the training up, or what an earlier process has left of it."""
         return ViewTrainer(DetectionDataset.open(self.dataset), self.settings, self.model, self.folder)
+
+    def staged(self, stage: Callable[[Path], Path]) -> Self:
+        """Return the same training with everything that it reads put elsewhere.
+
+        Args:
+            stage: Copies an artifact or file and returns where the copy lies.
+        """
+        files = {name: stage(value) for name, value in self if name != "folder" and isinstance(value, Path)}
+        if Path(self.model).is_file():
+            files["model"] = stage(Path(self.model))
+        return self.model_copy(update={name: str(path) if name == "model" else path for name, path in files.items()})
 
 
 class Launcher(Protocol):

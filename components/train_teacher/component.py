@@ -44,8 +44,8 @@ def train_teacher(  # noqa: ANN201
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
-    from yolo_distill.components.shared.launch import local_launcher
     from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.train_job.choice import training_launcher
     from yolo_distill.components.shared.training import last_metrics, train_settings
     from yolo_distill.components.train_teacher.train import train_teacher
 
@@ -70,7 +70,7 @@ def train_teacher(  # noqa: ANN201
             Path(teacher.path),
             root,
             may_train=epochs != 0,
-            launcher=local_launcher(processes),
+            launcher=training_launcher(processes, root),
         )
         write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
         for record in result.history:
