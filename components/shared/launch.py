@@ -51,6 +51,9 @@ def local_launcher(processes: int) -> Launcher | None:
 
     Returns:
         The launcher; ``None`` where this process trains by itself.
+
+    Raises:
+        InputError: There are fewer GPUs.
     """
     wanted = processes or max(torch.cuda.device_count(), 1)
     if wanted == 1:

@@ -4,6 +4,7 @@ The ``kubernetes`` client that KFP brings asks the API server. Kubeflow's SDK ca
 secrets as environment variables of the nodes (patches may not hold any), processes a node, and why a TrainJob failed.
 """
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -107,13 +108,16 @@ class TrainJobLauncher:
 
     def _run(self, name: str, body: dict[str, Any], job: TrainingJob) -> str:
         """Create a TrainJob, follow it to its end and delete it; return why it failed, or nothing."""
+        created = False
         try:
             self._create(name, body)
+            created = True
             problem = self._follow(name, job)
-        except BaseException:
+        except BaseException as error:
             # Nothing may go on without the step that waits for it; what ended the step matters more than this.
-            with suppress(ApiException, HTTPError):
-                self._delete_once(name)
+            if created or not isinstance(error, InputError):
+                with suppress(ApiException, HTTPError):
+                    self._delete_once(name)
             raise
         self._delete(name)
         return problem
@@ -230,6 +234,6 @@ def _report_epochs(job: TrainingJob, reported: int) -> int:
 
 def _message(error: ApiException) -> str:
     """Return what the server says, which is the body's ``message`` where it is a Status."""
-    with suppress(ValueError, TypeError, AttributeError):
-        return str(client.ApiClient().deserialize(error, "V1Status").message)
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(error.body)["message"])
     return str(error.reason)
