@@ -75,8 +75,9 @@ def distill_train(  # noqa: ANN201
         run.log_dataset(data, context="training")
         losses = load_recipe(recipe) if distilling else None
         sources = cache and Path(cache.path), teacher and Path(teacher.path)
-        answers = choose_teacher(losses, *sources) if losses else None
         root = Path(work_root) if work_root else None
+        launcher = training_launcher(processes, root)
+        answers = choose_teacher(losses, *sources, here=launcher is None) if losses else None
         result = distill(
             data,
             model,
@@ -87,7 +88,7 @@ def distill_train(  # noqa: ANN201
             teacher=answers,
             initial=initial and Path(initial.path),
             work_root=root,
-            launcher=training_launcher(processes, root),
+            launcher=launcher,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
 from yolo_distill.components.distill_train.adapters import build_adapters
 from yolo_distill.components.distill_train.criterion import Distillation, DistillationLoss
@@ -18,6 +18,7 @@ from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
+from yolo_distill.components.shared.distributed import local_rank
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -206,7 +207,9 @@ class StudentJob(TrainingJob):
     def trainer(self) -> ViewTrainer:
         """Set the training up, or what an earlier process has left of it."""
         dataset = DetectionDataset.open(self.dataset)
-        teacher = choose_teacher(self.recipe, self.cache, self.teacher)
+        # The first process of a machine fetches what lies in object storage, the others find it.
+        with torch_distributed_zero_first(local_rank()):
+            teacher = choose_teacher(self.recipe, self.cache, self.teacher)
         assert teacher is not None
         return DistillationTrainer(dataset, self.settings, self.model, self.folder, recipe=self.recipe, teacher=teacher)
 
@@ -276,22 +279,25 @@ def distill(
     return StudentResult(card, history)
 
 
-def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
+def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None, *, here: bool = True) -> AnyTeacher | None:
     """Open what the student learns from: the cache, unless there is a teacher and the recipe has losses that need it.
 
     Args:
         recipe: The distillation terms.
         cache: A teacher cache, or ``None``.
         teacher: The model artifact of a teacher to ask at every step, or ``None``.
+        here: Whether this process trains. Otherwise shards are not fetched, and a teacher does not take up a GPU.
 
     Raises:
         InputError: What is chosen cannot be opened.
     """
     if teacher is not None and (cache is None or recipe.needs_online):
-        return OnlineTeacher(Teacher(teacher), AnswerFormat())
+        return OnlineTeacher(Teacher(teacher, None if here else "cpu"), AnswerFormat())
     if cache is None:
         return None
-    return OriginalAnswers(cache) if (cache / ORIGINALS_NAME).is_file() else TeacherCache(cache)
+    if (cache / ORIGINALS_NAME).is_file():
+        return OriginalAnswers(cache)
+    return TeacherCache(cache, None if here else ())
 
 
 def _student(model: str, initial: Path | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from yolo_distill.components.distill_train.recipe import Recipe, load_recipe
-from yolo_distill.components.distill_train.train import distill
+from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared import worker
 from yolo_distill.components.shared.batch_norm import separate_batch_norm, synchronise_batch_norm
@@ -76,6 +76,9 @@ def test_a_distillation_is_taken_up_by_more_processes(
     arguments["work_root"] = tmp_path / "work"
     with killed_in_the_second_epoch():
         distill(digits, MODEL, SETTINGS, tmp_path / "student", **arguments)
+    # The processes open the shards that this one has not.
+    arguments["teacher"] = choose_teacher(arguments["recipe"], cache.folder, None, here=False)
+    assert arguments["teacher"].files == {}
     resumed = distill(digits, MODEL, SETTINGS, tmp_path / "student", **arguments, launcher=LocalProcesses(2))
     assert [record["epoch"] for record in resumed.history] == [1, 2]
     assert resumed.history[0] == whole.history[0]

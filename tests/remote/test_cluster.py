@@ -110,7 +110,7 @@ def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
     trainings = {name for name in all_tasks(spec) if name.startswith(("train-teacher", "distill-train"))}
     assert told.keys() == trainings
     nodes = told["distill-train-2"]
-    assert (nodes.nodes, nodes.processes, nodes.runtime, nodes.image) == (4, 1, "our-torch", TRAIN_IMAGE)
+    assert (nodes.nodes, nodes.processes, nodes.runtime, nodes.image) == (4, 1, "our-torch", cluster.images["train"])
     assert nodes.requests == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
     assert nodes.limits == {"memory": "48Gi", "nvidia.com/gpu": "1"}
     assert {(secret.variable, secret.key) for secret in nodes.secrets} == {
