@@ -95,11 +95,9 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
 
 
 def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
-    alone = load_cluster(EXAMPLE)
-    cluster = alone.model_copy(update={"train_job": TrainJob(nodes=4, runtime="our-torch")})
-    (plain, single), (spec, executors) = (compiled(tmp_path, settings) for settings in (alone, cluster))
-    assert without_settings(spec) == without_settings(plain)
-    spec, _ = compiled(tmp_path, cluster)
+    several = {"train_job": TrainJob(nodes=4, runtime="our-torch")}
+    cluster = load_cluster(EXAMPLE).model_copy(update=several)
+    spec, executors = compiled(tmp_path, cluster)
     containers = {name: body["container"] for name, body in spec["deploymentSpec"]["executors"].items()}
     told = {
         name.removeprefix("exec-"): TrainJobSettings.model_validate_json(variable["value"])
@@ -122,10 +120,12 @@ def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
     resources = containers["exec-distill-train-2"]["resources"]
     assert resources == containers["exec-compare"]["resources"]
     assert "accelerator" not in resources
-    waiting, training = executors["exec-distill-train-2"], single["exec-distill-train-2"]
-    assert "nodeSelector" not in waiting
-    assert waiting["pvcMount"] == training["pvcMount"]
-    assert waiting["activeDeadlineSeconds"] == training["activeDeadlineSeconds"]
+    waiting = executors["exec-distill-train-2"]
+    assert not {"nodeSelector", "tolerations", "emptyDirMounts"} & waiting.keys()
+    assert [mount["mountPath"] for mount in waiting["pvcMount"]] == ["/cache"]
+    assert waiting["activeDeadlineSeconds"] == "259200"
+    # The cache is built by tasks of the same flavour, in pods of their own.
+    assert "accelerator" in containers["exec-teacher-cache-logits"]["resources"]
 
 
 def test_nodes_need_a_folder_to_share() -> None:
