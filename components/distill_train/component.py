@@ -76,7 +76,7 @@ def distill_train(  # noqa: ANN201
         losses = load_recipe(recipe) if distilling else None
         sources = cache and Path(cache.path), teacher and Path(teacher.path)
         root = Path(work_root) if work_root else None
-        launcher = training_launcher(processes, root)
+        launcher = training_launcher(processes, root, shareable=not (losses and losses.needs_one_process))
         answers = choose_teacher(losses, *sources, here=launcher is None) if losses else None
         result = distill(
             data,

@@ -327,12 +327,11 @@ def _job(
 
 def _require_shareable(recipe: Recipe) -> None:
     """Refuse a recipe whose state is that of one process."""
-    alone = {"views_momentum": recipe.views_momentum != 0, "calibrate": recipe.calibrate is not None}
-    if needed := [name for name, wanted in alone.items() if wanted]:
+    if needed := recipe.needs_one_process:
         raise InputError(
             f"recipe {recipe.name}",
             f"sets {' and '.join(needed)}, which is kept by one process and not shared among several",
-            "Train in one process (processes=1), or choose another recipe",
+            "Train in one process, or choose another recipe",
         )
 
 

@@ -21,6 +21,7 @@ from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.launch import LocalProcesses, job_kind, local_launcher
+from yolo_distill.components.shared.train_job.choice import training_launcher
 from yolo_distill.components.shared.training import TrainingJob, train_settings
 from yolo_distill.components.shared.views import Augmentation
 from yolo_distill.components.teacher_cache_logits.build import CacheSettings, build_cache
@@ -143,6 +144,19 @@ def test_processes_end_with_the_step(tmp_path: Path, digits: DetectionDataset) -
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, digits: DetectionDataset) -> None:
     with pytest.raises(InputError, match="batch=16: cannot be shared evenly by 3"):
         LocalProcesses(3)(job(tmp_path, digits.root))
+
+
+def test_there_is_a_process_for_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training_launcher(0, None) is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    every, some = training_launcher(0, None), training_launcher(2, None)
+    assert isinstance(every, LocalProcesses)
+    assert isinstance(some, LocalProcesses)
+    assert (every.count, some.count) == (4, 2)
+    assert training_launcher(0, None, shareable=False) is None
+    assert training_launcher(1, None) is None
+    with pytest.raises(InputError, match="processes=5: there are 4 GPUs"):
+        training_launcher(5, None)
 
 
 @pytest.mark.parametrize("setting", [{"views_momentum": 0.5}, {"calibrate": {"batches": 2}}])

@@ -8,12 +8,13 @@ from yolo_distill.components.shared.train_job.settings import TrainJobSettings
 from yolo_distill.components.shared.training import Launcher
 
 
-def training_launcher(processes: int, work_root: Path | None) -> Launcher | None:
+def training_launcher(processes: int, work_root: Path | None, *, shareable: bool = True) -> Launcher | None:
     """Return what has a training done: a TrainJob where the cluster file asks for it, else processes of this machine.
 
     Args:
         processes: How many processes of this machine; 0 for one a GPU.
         work_root: Folder that outlives a killed task, or ``None``.
+        shareable: Whether several processes can do it; otherwise 0 processes stand for one.
 
     Returns:
         The launcher; ``None`` where this process trains by itself.
@@ -23,7 +24,7 @@ def training_launcher(processes: int, work_root: Path | None) -> Launcher | None
     """
     settings = TrainJobSettings.given()
     if settings is None:
-        return local_launcher(processes)
+        return local_launcher(processes if shareable else processes or 1)
     if work_root is None:
         raise InputError("train_job", "its nodes share no folder", "Set work_root in the cluster file")
     from yolo_distill.components.shared.train_job.launcher import TrainJobLauncher
