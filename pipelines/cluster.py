@@ -15,6 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from yolo_distill.components.shared import image
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.train_job.settings import (
+    SETTINGS_VARIABLE,
+    ClaimMount,
+    SecretValue,
+    TrainJobSettings,
+)
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -165,6 +171,22 @@ class TaskSettings(_Part):
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
+class TrainJob(_Part):
+    """Training on several nodes by Kubeflow Trainer 2; each node is given what the training task would be given.
+
+    Attributes:
+        nodes: How many nodes train together.
+        runtime: Name of the training runtime, one for PyTorch.
+        runtime_kind: Whether the runtime is the whole cluster's or the namespace's.
+        restarts: How often a training that has lost a node is taken up from its last checkpoint.
+    """
+
+    nodes: int = Field(ge=1)
+    runtime: KubernetesName = "torch-distributed"
+    runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
+    restarts: int = Field(default=3, ge=0)
+
+
 class ClusterSettings(_Part):
     """A cluster as the pipeline sees it.
 
@@ -177,6 +199,7 @@ class ClusterSettings(_Part):
         deadline_seconds: Time after which a whole run is ended.
         work_root: Folder on a mounted volume where interrupted training is taken up.
         cache_root: Folder on a mounted volume, or ``s3://`` address, where teachers' answers are kept for all runs.
+        train_job: How teachers and students are trained on several nodes; in the task's own pod by default.
         defaults: Settings of all tasks.
         flavours: Settings of the tasks of a flavour; what they set takes the place of the defaults'.
         tasks: Settings of single tasks by their names; these come before the others.
@@ -189,6 +212,7 @@ class ClusterSettings(_Part):
     deadline_seconds: int | None = Field(default=None, ge=1)
     work_root: str = ""
     cache_root: str = ""
+    train_job: TrainJob | None = None
     defaults: TaskSettings = TaskSettings()
     flavours: dict[Flavour, TaskSettings] = {}
     tasks: dict[str, TaskSettings] = {}
@@ -217,6 +241,8 @@ class ClusterSettings(_Part):
                 continue
             if root and not self.is_mounted(root):
                 raise ValueError(f"{name}: {root!r} lies on no volume that the tasks of flavour train mount")
+        if self.train_job and not self.work_root:
+            raise ValueError("train_job: its nodes share work_root, which is not set")
         return self
 
     @model_validator(mode="after")
@@ -342,6 +368,10 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
     if flavour is None:
         raise TypeError(f"{name}: its image {task.container_spec.image} is none of {', '.join(_FLAVOURS)}")
     settings = cluster.settings(flavour, name)
+    # What shares its batches among processes can share them among nodes.
+    if cluster.train_job and "processes" in (task.component_spec.inputs or {}):
+        task.set_env_variable(SETTINGS_VARIABLE, _train_job(cluster, settings).model_dump_json(exclude_defaults=True))
+        settings = _waiting(settings, cluster.settings("cpu"))
     task.set_container_image(cluster.images[flavour])
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
@@ -351,6 +381,43 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
     _set_resources(task, settings)
     _set_scheduling(task, settings)
     _set_environment(task, settings)
+
+
+def _train_job(cluster: ClusterSettings, settings: TaskSettings) -> TrainJobSettings:
+    """Return what the nodes of a TrainJob are given in a training task's place."""
+    assert cluster.train_job is not None
+    devices = {settings.accelerator: str(settings.accelerator_count)} if settings.accelerator else {}
+    requests = {"cpu": settings.cpu, "memory": settings.memory}
+    limits = {"cpu": settings.cpu_limit, "memory": settings.memory_limit}
+    return TrainJobSettings(
+        **cluster.train_job.model_dump(),
+        image=cluster.images["train"],
+        processes=settings.accelerator_count if settings.accelerator else 1,
+        requests={name: _kubernetes_amount(amount) for name, amount in requests.items() if amount} | devices,
+        limits={name: _kubernetes_amount(amount) for name, amount in limits.items() if amount} | devices,
+        env=settings.env,
+        secrets=tuple(
+            SecretValue(variable=variable, secret=secret.name, key=key)
+            for secret in settings.secrets
+            for key, variable in secret.env.items()
+        ),
+        volumes=tuple(ClaimMount.model_validate(volume.model_dump()) for volume in settings.volumes),
+        shm=_kubernetes_amount(settings.shm or ""),
+        node_selector=settings.node_selector,
+        tolerations=tuple(_toleration(toleration) for toleration in settings.tolerations),
+        image_pull_secrets=cluster.image_pull_secrets,
+    )
+
+
+def _toleration(toleration: Toleration) -> dict[str, str | int]:
+    fields: dict[str, str | int] = toleration.model_dump(exclude={"seconds"}, exclude_none=True)
+    return fields if toleration.seconds is None else {**fields, "tolerationSeconds": toleration.seconds}
+
+
+def _waiting(training: TaskSettings, light: TaskSettings) -> TaskSettings:
+    """Return what a training task is given that only waits for its nodes: what a light one is, and the volumes."""
+    heavy = ("cpu", "cpu_limit", "memory", "memory_limit", "accelerator", "shm", "node_selector", "tolerations")
+    return training.model_copy(update={name: getattr(light, name) for name in heavy})
 
 
 def _set_resources(task: "PipelineTask", settings: TaskSettings) -> None:
@@ -411,5 +478,9 @@ def _set_environment(task: "PipelineTask", settings: TaskSettings) -> None:
 def _amount(quantity: str) -> Any:
     from kubernetes.utils import parse_quantity
 
+    return parse_quantity(_kubernetes_amount(quantity))
+
+
+def _kubernetes_amount(quantity: str) -> str:
     # KFP writes K for what Kubernetes calls k.
-    return parse_quantity(re.sub("K$", "k", quantity))
+    return re.sub("K$", "k", quantity)

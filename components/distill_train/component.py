@@ -24,6 +24,7 @@ def distill_train(  # noqa: ANN201
     seed: int = 0,
     augmentation: str = "",
     work_root: str = "",
+    processes: int = 0,
 ):
     """Train the student from the teacher's answers, cached or asked for at every step, or plainly.
 
@@ -50,6 +51,7 @@ def distill_train(  # noqa: ANN201
         augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10; the same
             as the teacher cache was built with.
         work_root: Folder that outlives a killed task, from which an unfinished training resumes.
+        processes: Processes that share each batch; 0 for one a GPU, and one where there is none.
     """
     from pathlib import Path
 
@@ -60,6 +62,7 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.train_job.choice import training_launcher
     from yolo_distill.components.shared.training import last_metrics, train_settings
 
     source = initial.metadata.get("architecture", "") if initial else model
@@ -72,7 +75,9 @@ def distill_train(  # noqa: ANN201
         run.log_dataset(data, context="training")
         losses = load_recipe(recipe) if distilling else None
         sources = cache and Path(cache.path), teacher and Path(teacher.path)
-        answers = choose_teacher(losses, *sources) if losses else None
+        root = Path(work_root) if work_root else None
+        launcher = training_launcher(processes, root, shareable=not (losses and losses.needs_one_process))
+        answers = choose_teacher(losses, *sources, here=launcher is None) if losses else None
         result = distill(
             data,
             model,
@@ -82,7 +87,8 @@ def distill_train(  # noqa: ANN201
             recipe=losses,
             teacher=answers,
             initial=initial and Path(initial.path),
-            work_root=Path(work_root) if work_root else None,
+            work_root=root,
+            launcher=launcher,
         )
         write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))

@@ -9,7 +9,6 @@ import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.tal import make_anchors
 
@@ -19,8 +18,9 @@ from yolo_distill.components.distill_train.losses.adaptive import disagreement, 
 from yolo_distill.components.distill_train.losses.binary_kl import binary_kl
 from yolo_distill.components.distill_train.losses.localization_distillation import localization_distillation
 from yolo_distill.components.distill_train.online import OnlineAnswer, OnlineTeacher
-from yolo_distill.components.distill_train.recipe import Recipe, value_at
+from yolo_distill.components.distill_train.recipe import Recipe, Region, value_at
 from yolo_distill.components.distill_train.terms import Labels, Matched, Step, at_points, term_value
+from yolo_distill.components.shared.distributed import SharedDetectionLoss, process_rank, share_of
 
 # What ``DistillationLoss`` is told apart from the network: its batches of labels and answers.
 Batch = dict[str, Any]
@@ -48,11 +48,12 @@ class Distillation:
     seed: int = 0
 
 
-class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
+class DistillationLoss(SharedDetectionLoss):
     """Ultralytics' detection loss plus a recipe's terms.
 
     The detection loss counts labelled images only; the terms count every image. Like ultralytics' own losses, the terms
-    are multiplied by the batch size. They are computed in float32 whatever the network computes in.
+    are multiplied by the batch size. They are computed in float32 whatever the network computes in. Where several
+    processes train together, losses at anchor points are weighted by what each has of the whole batch's weight.
 
     Attributes:
         distillation: What the student is distilled with, or ``None`` for the detection loss alone.
@@ -72,7 +73,7 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         self._parameters = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
         if distillation:
             self._outputs = LayerOutputs(network, [p.student for p in distillation.pairs if not p.is_neck])
-            self._generator = torch.Generator().manual_seed(distillation.seed)
+            self._generator = torch.Generator().manual_seed(distillation.seed + process_rank())
             if distillation.online:
                 maps = distillation.pairs if distillation.recipe.needs_online else []
                 distillation.online.keep_maps([p.teacher for p in maps if p.teacher is not None])
@@ -113,6 +114,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         recipe = self.distillation.recipe
         step = self._step(preds, batch)
         terms: dict[str, torch.Tensor] = {term.loss: term_value(term, step) for term in recipe.terms}
+        shares = self._shares(step)
+        terms = {term.loss: terms[term.loss] * shares.get(getattr(term, "region", None), 1.0) for term in recipe.terms}
         if recipe.calibrate:
             terms = self._calibrated(terms, detection)
         weighted: dict[str, torch.Tensor] = {
@@ -121,6 +124,12 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
         if recipe.co_teacher != 0:
             weighted["co_teacher"] = value_at(recipe.co_teacher, self.progress) * self._co_teacher(step.matched, batch)
         return weighted
+
+    def _shares(self, step: Step) -> dict[Region | None, torch.Tensor]:
+        """Return this process's part of the weight that the whole batch has at anchor points, by region."""
+        assert self.distillation is not None
+        regions = dict.fromkeys(getattr(term, "region", None) for term in self.distillation.recipe.terms)
+        return {region: share_of(step.weight(region).sum(), least=1e-9) for region in regions if region}
 
     def _step(self, preds: dict[str, Any], batch: Batch) -> Step:
         assert self.distillation is not None
@@ -305,6 +314,8 @@ class DistillationLoss(v8DetectionLoss):  # type: ignore[misc]
             batch = {**batch, "batch_idx": moved[batch["batch_idx"].long()]}
             if not bool(labelled.any()):
                 zero = preds["boxes"].sum() + preds["scores"].sum()
+                # Other processes wait for this one's part, which is none.
+                share_of(zero.detach(), least=1.0)
                 return zero.repeat(3), dict.fromkeys(self.loss_names, zero.detach())
         _, loss, items = self.get_assigned_targets_and_loss(preds, batch)
         return loss, items

@@ -28,6 +28,7 @@ class OnlineTeacher:
 
     Attributes:
         teacher: The teacher.
+        folder: Its model artifact.
         wanted: What of its answers is kept.
     """
 
@@ -39,6 +40,7 @@ class OnlineTeacher:
             wanted: What of its answers is kept.
         """
         self.teacher = teacher
+        self.folder = teacher.folder
         self.wanted = wanted
         self._layers: Sequence[int] = ()
         self._outputs = LayerOutputs(teacher.network, ())

@@ -394,6 +394,12 @@ class Recipe(BaseModel):
         return [term.loss for term in self.terms if term.online]
 
     @property
+    def needs_one_process(self) -> list[str]:
+        """The settings that keep a state which processes that train together would not share."""
+        kept = {"views_momentum": self.views_momentum != 0, "calibrate": self.calibrate is not None}
+        return [name for name, wanted in kept.items() if wanted]
+
+    @property
     def uses_point_features(self) -> bool:
         """Whether a loss compares neck features at anchor points."""
         return any(isinstance(term, ScoreWeightedL2 | PKD) for term in self.terms)

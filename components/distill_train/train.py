@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
 from yolo_distill.components.distill_train.adapters import build_adapters
 from yolo_distill.components.distill_train.criterion import Distillation, DistillationLoss
@@ -18,10 +18,20 @@ from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
+from yolo_distill.components.shared.distributed import local_rank
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard, read_card
-from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, resolve_model, training_folder
+from yolo_distill.components.shared.training import (
+    Launcher,
+    TrainingJob,
+    TrainSettings,
+    ViewTrainer,
+    last_checkpoint,
+    read_epochs,
+    resolve_model,
+    training_folder,
+)
 from yolo_distill.components.shared.views import Augmentation, ViewDataset, ViewSchedule
 from yolo_distill.components.teacher_cache_logits.build import fingerprint
 from yolo_distill.components.teacher_cache_logits.cache import TeacherCache
@@ -181,6 +191,29 @@ class DistillationTrainer(ViewTrainer):
                 LOGGER.warning(f"{term.loss} was 0 throughout epoch {self.epoch + 1}: it teaches the student nothing")
 
 
+class StudentJob(TrainingJob):
+    """A distillation as processes of their own are told of it.
+
+    Attributes:
+        recipe: The distillation terms.
+        cache: The cache of the teacher's answers, or ``None``.
+        teacher: The teacher's model artifact, to ask it at every step, or ``None``.
+    """
+
+    recipe: Recipe
+    cache: Path | None = None
+    teacher: Path | None = None
+
+    def trainer(self) -> ViewTrainer:
+        """Set the training up, or what an earlier process has left of it."""
+        dataset = DetectionDataset.open(self.dataset)
+        # The first process of a machine fetches what lies in object storage, the others find it.
+        with torch_distributed_zero_first(local_rank()):
+            teacher = choose_teacher(self.recipe, self.cache, self.teacher)
+        assert teacher is not None
+        return DistillationTrainer(dataset, self.settings, self.model, self.folder, recipe=self.recipe, teacher=teacher)
+
+
 def distill(
     dataset: DetectionDataset,
     model: str,
@@ -192,6 +225,7 @@ def distill(
     teacher: AnyTeacher | None = None,
     initial: Path | None = None,
     work_root: Path | None = None,
+    launcher: Launcher | None = None,
 ) -> StudentResult:
     """Train a student.
 
@@ -206,12 +240,14 @@ def distill(
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
         initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
+        launcher: What starts the processes that train; without it this process trains.
 
     Returns:
         The student.
 
     Raises:
-        InputError: There is no such model, or the cache is about other data, another size or made by other libraries.
+        InputError: There is no such model, the cache is about other data, another size or made by other libraries, or
+            the recipe needs one process and several are to train.
     """
     source, architecture = _student(model, initial)
     if recipe is not None and teacher is not None:
@@ -221,41 +257,47 @@ def distill(
         lineage["pretrained"] = sha256_file(Path(source))
     if teacher is not None and recipe is not None:
         lineage |= _teacher_lineage(teacher, dataset, settings, recipe) | {"recipe": recipe.name}
+        if launcher is not None:
+            _require_shareable(recipe)
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
-        trainer = (
-            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher)
-            if teacher is not None and recipe is not None
-            else ViewTrainer(dataset, settings, source, folder)
-        )
-        trainer.train()
+        if launcher is not None:
+            launcher(_job(dataset, source, settings, folder, recipe, teacher))
+        elif teacher is not None and recipe is not None:
+            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher).train()
+        else:
+            ViewTrainer(dataset, settings, source, folder).train()
+        history = read_epochs(folder)
         card = write_checkpoint_artifact(
             target,
-            trainer.last,
+            last_checkpoint(folder),
             name=name,
             imgsz=settings.imgsz,
             architecture=architecture,
             lineage=lineage,
         )
-    return StudentResult(card, trainer.history)
+    return StudentResult(card, history)
 
 
-def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None) -> AnyTeacher | None:
+def choose_teacher(recipe: Recipe, cache: Path | None, teacher: Path | None, *, here: bool = True) -> AnyTeacher | None:
     """Open what the student learns from: the cache, unless there is a teacher and the recipe has losses that need it.
 
     Args:
         recipe: The distillation terms.
         cache: A teacher cache, or ``None``.
         teacher: The model artifact of a teacher to ask at every step, or ``None``.
+        here: Whether this process trains. Otherwise shards are not fetched, and a teacher does not take up a GPU.
 
     Raises:
         InputError: What is chosen cannot be opened.
     """
     if teacher is not None and (cache is None or recipe.needs_online):
-        return OnlineTeacher(Teacher(teacher), AnswerFormat())
+        return OnlineTeacher(Teacher(teacher, None if here else "cpu"), AnswerFormat())
     if cache is None:
         return None
-    return OriginalAnswers(cache) if (cache / ORIGINALS_NAME).is_file() else TeacherCache(cache)
+    if (cache / ORIGINALS_NAME).is_file():
+        return OriginalAnswers(cache)
+    return TeacherCache(cache, None if here else ())
 
 
 def _student(model: str, initial: Path | None) -> tuple[str, str]:
@@ -266,6 +308,31 @@ def _student(model: str, initial: Path | None) -> tuple[str, str]:
     if card.format != "pytorch":
         raise InputError(initial, f"is in {card.format} format", "Give a PyTorch model artifact")
     return str(initial / card.file), card.architecture
+
+
+def _job(
+    dataset: DetectionDataset,
+    source: str,
+    settings: TrainSettings,
+    folder: Path,
+    recipe: Recipe | None,
+    teacher: AnyTeacher | None,
+) -> TrainingJob:
+    plain = {"dataset": dataset.root, "model": source, "settings": settings, "folder": folder}
+    if recipe is None or teacher is None:
+        return TrainingJob.model_validate(plain)
+    kind = "teacher" if isinstance(teacher, OnlineTeacher) else "cache"
+    return StudentJob.model_validate({**plain, "recipe": recipe, kind: teacher.folder})
+
+
+def _require_shareable(recipe: Recipe) -> None:
+    """Refuse a recipe whose state is that of one process."""
+    if needed := recipe.needs_one_process:
+        raise InputError(
+            f"recipe {recipe.name}",
+            f"sets {' and '.join(needed)}, which is kept by one process and not shared among several",
+            "Train in one process, or choose another recipe",
+        )
 
 
 def _teacher_lineage(

@@ -6,22 +6,33 @@ Validation, EMA, optimiser, learning-rate schedule, warm-up, gradient clipping a
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch.nn.parallel import DistributedDataParallel
 from ultralytics.data.build import InfiniteDataLoader, seed_worker
-from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.shared.batch_norm import separate_batch_norm, synchronise_batch_norm
 from yolo_distill.components.shared.cores import usable_cores
+from yolo_distill.components.shared.distributed import (
+    SharedDetectionLoss,
+    local_rank,
+    process_count,
+    process_count_here,
+    process_rank,
+    total,
+)
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.model_card import ModelCard
@@ -37,6 +48,8 @@ from yolo_distill.components.shared.views import (
     ViewSchedule,
     parse_augmentation,
 )
+
+_HISTORY_NAME = "history.json"
 
 # At most this many validations a training: enough for a curve, few enough to cost little.
 _VALIDATIONS = 10
@@ -98,9 +111,25 @@ class FastDetectionModel(DetectionModel):  # type: ignore[misc]
             outputs = super().predict(x, *args, **kwargs)
         return _to_float32(outputs)
 
+    def init_criterion(self) -> Any:
+        """Return the loss; of heads with one branch it is shared among the processes that train together."""
+        criterion = super().init_criterion()
+        return SharedDetectionLoss(self) if hasattr(criterion, "assigner") else criterion
+
+
+class FirstProcessValidator(DetectionValidator):  # type: ignore[misc]
+    """Ultralytics' validator, which looks at all images by itself whoever else trains along."""
+
+    def gather_stats(self) -> None:
+        """Wait for nobody: other processes do not validate."""
+
 
 class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
     """Ultralytics' detection trainer on the replayable views of a dataset artifact.
+
+    Where several processes have joined (:func:`~.distributed.joined_processes`), each takes its part of every batch.
+    As views are keyed, batch normalisation is synchronised and the loss is divided by what is in the whole batch, they
+    train as one process would with that batch. The first one alone validates and writes.
 
     Attributes:
         dataset: The dataset artifact.
@@ -108,6 +137,10 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         answers: Where a teacher's answers to the views are read from, or ``None``.
         history: One record an epoch: ``epoch``, the training losses, and validation metrics where they were taken.
     """
+
+    model: Any
+    tloss: dict[str, torch.Tensor]
+    world_size: int
 
     def __init__(
         self,
@@ -135,15 +168,15 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         self.settings = settings
         self.schedule = schedule or ViewSchedule(settings.epochs, settings.closing_epochs)
         self.answers = answers
-        self._history_file = run_folder / "history.json"
+        self._history_file = run_folder / _HISTORY_NAME
         self.history: list[dict[str, float]] = []
-        last = run_folder / "weights" / "last.pt"
+        last = last_checkpoint(run_folder)
         self._finished = False
         if last.is_file():
             done = load_checkpoint(last)[1]["epoch"] + 1
             self._finished = done == settings.epochs
-            self.history = [r for r in json.loads(self._history_file.read_text()) if r["epoch"] <= done]
-        chosen = device or ("0" if torch.cuda.is_available() else "cpu")
+            self.history = [r for r in read_epochs(run_folder) if r["epoch"] <= done]
+        chosen = device or (str(local_rank()) if torch.cuda.is_available() else "cpu")
         super().__init__(
             overrides={
                 **settings.augmentation.model_dump(),
@@ -175,12 +208,17 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
                 "exist_ok": True,
             }
         )
-        self.args.workers = _loader_workers()
+        cores = max(usable_cores() // process_count_here(), 1)
+        self.args.workers = _loader_workers(cores)
         # Ultralytics leaves one core out, which on a machine of two is half of it.
-        torch.set_num_threads(usable_cores())
+        torch.set_num_threads(cores)
+        if process_count() > 1:
+            # Ultralytics draws other weights with several processes than with one.
+            init_seeds(self.args.seed, deterministic=self.args.deterministic)
         self._validation_interval = max(1, round(settings.epochs / _VALIDATIONS))
         self.add_callback("on_train_start", ViewTrainer._align_sampler)
         self.add_callback("on_train_epoch_end", ViewTrainer._decide_validation)
+        self.add_callback("on_train_epoch_end", ViewTrainer._share_losses)
 
     def train(self) -> None:
         """Train, from the last finished epoch when an earlier call was cut off."""
@@ -219,11 +257,12 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
     def get_dataloader(
         self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
     ) -> InfiniteDataLoader:
-        """Return a loader; the training one draws the views of the schedule."""
+        """Return a loader; the training one draws this process's part of the views of the schedule."""
         if mode != "train":
-            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+            # The first process validates alone, in the batches that it would have alone.
+            return super().get_dataloader(dataset_path, 2 * self.batch_size, -1, mode)
         dataset = self.build_dataset(dataset_path, mode, batch_size)
-        sampler = ViewSampler(dataset, self.schedule, self.settings.seed, max(rank, 0), max(self.world_size, 1))
+        sampler = ViewSampler(dataset, self.schedule, self.settings.seed, process_rank(), process_count())
         workers = self.args.workers
         return InfiniteDataLoader(
             dataset=dataset,
@@ -247,16 +286,48 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         # Convolutions on CPUs read neighbouring channels together.
         return network.to(memory_format=torch.channels_last) if self.device.type == "cpu" else network
 
+    def get_validator(self) -> DetectionValidator:
+        """Return a validator for the first process."""
+        return FirstProcessValidator(
+            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
+
+    def validate(self) -> tuple[dict[str, float] | None, float | None]:
+        """Validate in the first process; the others learn nothing."""
+        if process_rank() > 0:
+            return None, None
+        processes, self.world_size = self.world_size, 1
+        try:
+            metrics, fitness = super().validate()
+        finally:
+            self.world_size = processes
+        return metrics, fitness
+
     def save_model(self) -> bool:
         """Write the checkpoint of an ordinary ultralytics network."""
         # Recorded first, so that a resumed training knows every epoch that its checkpoint has seen.
         self._record_epoch()
         network = self.ema.ema
         network.__class__ = DetectionModel
+        separate_batch_norm(network)
         try:
             return bool(super().save_model())
         finally:
             network.__class__ = FastDetectionModel
+
+    def _build_train_pipeline(self) -> None:
+        if process_count() > 1:
+            # Ultralytics would do so for GPUs of this machine alone.
+            self.world_size = process_count()
+            synchronise_batch_norm(self.model)
+            self.model = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                # A batch without objects leaves branches of the head unused. Statistics are synchronised already.
+                find_unused_parameters=True,
+                forward_sync_buffers=False,
+            )
+        super()._build_train_pipeline()
 
     def final_eval(self) -> None:
         """Skip ultralytics' last validation: the evaluate step measures, and no checkpoint is selected on val."""
@@ -266,6 +337,12 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def _decide_validation(self) -> None:
         self.args.val = (self.epoch + 1) % self._validation_interval == 0 or self.epoch + 1 == self.epochs
+
+    def _share_losses(self) -> None:
+        """Take the mean of the epoch's losses over the processes, in place of those of this process's images."""
+        if process_count() > 1:
+            mean = total(torch.stack([torch.as_tensor(v).float() for v in self.tloss.values()])) / process_count()
+            self.tloss = dict(zip(self.tloss, mean, strict=True))
 
     def _record_epoch(self) -> None:
         record = {"epoch": float(self.epoch + 1), **self.label_loss_items(self.tloss)}
@@ -279,6 +356,56 @@ class ViewTrainer(DetectionTrainer):  # type: ignore[misc]
         if "metrics/mAP50-95" in record:
             note += f", val mAP50-95 {record['metrics/mAP50-95']:.3f}"
         report_progress(self.epoch + 1, self.epochs, "epoch", note)
+
+
+class TrainingJob(BaseModel):
+    """A training as processes of their own are told of it.
+
+    Attributes:
+        dataset: The dataset artifact.
+        model: A model YAML or a checkpoint, as ultralytics opens it.
+        settings: Length, size, seed and optimiser.
+        folder: Where checkpoints and history go.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Path
+    model: str
+    settings: TrainSettings
+    folder: Path
+
+    def trainer(self) -> ViewTrainer:
+        """Set the training up, or what an earlier process has left of it."""
+        return ViewTrainer(DetectionDataset.open(self.dataset), self.settings, self.model, self.folder)
+
+    def staged(self, stage: Callable[[Path], Path]) -> Self:
+        """Return the same training with everything that it reads put elsewhere.
+
+        Args:
+            stage: Copies an artifact or file and returns where the copy lies.
+        """
+        files = {name: stage(value) for name, value in self if name != "folder" and isinstance(value, Path)}
+        if Path(self.model).is_file():
+            files["model"] = stage(Path(self.model))
+        return self.model_copy(update={name: str(path) if name == "model" else path for name, path in files.items()})
+
+
+class Launcher(Protocol):
+    """Has a training done by processes of their own, and returns when its last checkpoint is in its folder."""
+
+    def __call__(self, job: TrainingJob) -> None: ...  # noqa: D102
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return where a training keeps its last checkpoint."""
+    return folder / "weights" / "last.pt"
+
+
+def read_epochs(folder: Path) -> list[dict[str, float]]:
+    """Return the records of a training's epochs that it has kept in its folder."""
+    epochs: list[dict[str, float]] = json.loads((folder / _HISTORY_NAME).read_text(encoding="utf-8"))
+    return epochs
 
 
 def resolve_model(model: str, shipped: Path | None = None) -> str:
@@ -365,7 +492,6 @@ def _to_float32(outputs: Any) -> Any:
     return outputs
 
 
-def _loader_workers() -> int:
+def _loader_workers(cores: int) -> int:
     """Return how many loader processes pay off: none on few cores, where they take time from the network."""
-    cores = usable_cores()
     return 0 if cores <= 2 else min(8, cores // 2)

@@ -160,6 +160,7 @@ class TeacherCache:
     """A cache opened for reading; an :class:`~yolo_distill.components.shared.views.AnswerSource`.
 
     Attributes:
+        folder: The cache artifact.
         manifest: What it holds.
         files: Its shards on this machine, by name.
     """
@@ -174,6 +175,7 @@ class TeacherCache:
         Raises:
             InputError: The folder is no cache, a shard is missing or damaged, or the storage does not answer.
         """
+        self.folder = folder
         self.manifest = read_manifest(folder)
         names = None if chosen is None else {piece.shard for piece in chosen}
         records = [shard for shard in self.manifest.shards if names is None or shard.file in names]

@@ -102,6 +102,7 @@ class OriginalAnswers:
     """Answers to original images, opened for training.
 
     Attributes:
+        folder: The artifact.
         manifest: What they are about.
         soft_boxes: The teacher's boxes.
     """
@@ -115,6 +116,7 @@ class OriginalAnswers:
         Raises:
             InputError: The folder holds no such answers, or they are damaged.
         """
+        self.folder = folder
         path = folder / MANIFEST_NAME
         try:
             self.manifest = OriginalsManifest.model_validate_json(path.read_text(encoding="utf-8"))

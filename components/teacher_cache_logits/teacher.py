@@ -57,6 +57,7 @@ class Teacher:
     """A frozen teacher in evaluation mode.
 
     Attributes:
+        folder: Its model artifact.
         card: Its model card.
         network: The network, fused.
         device: Where it runs.
@@ -72,6 +73,7 @@ class Teacher:
         Raises:
             InputError: The artifact is not a PyTorch detection network, or its head cannot be distilled from.
         """
+        self.folder = folder
         self.card: ModelCard = read_card(folder)
         if self.card.format != "pytorch":
             raise InputError(folder, f"is a model for {self.card.format}", "Give a PyTorch model as the teacher")

@@ -18,6 +18,7 @@ def train_teacher(  # noqa: ANN201
     seed: int = 0,
     augmentation: str = "",
     work_root: str = "",
+    processes: int = 0,
 ):
     """Train the teacher, or take one that fits.
 
@@ -36,6 +37,7 @@ def train_teacher(  # noqa: ANN201
         seed: Seed of initial weights, augmentation order and image order.
         augmentation: Ultralytics' hyperparameters that differ from its defaults, such as fliplr=0,degrees=10.
         work_root: Folder that outlives a killed task, from which an unfinished training resumes.
+        processes: Processes that share each batch; 0 for one a GPU, and one where there is none.
     """
     from pathlib import Path
 
@@ -43,6 +45,7 @@ def train_teacher(  # noqa: ANN201
     from yolo_distill.components.shared.curves import curves_page
     from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
+    from yolo_distill.components.shared.train_job.choice import training_launcher
     from yolo_distill.components.shared.training import last_metrics, train_settings
     from yolo_distill.components.train_teacher.train import train_teacher
 
@@ -60,7 +63,15 @@ def train_teacher(  # noqa: ANN201
         # Without epochs the settings serve for the size alone.
         settings = train_settings(epochs=epochs or 1, imgsz=imgsz, batch=batch, seed=seed, augmentation=augmentation)
         root = Path(work_root) if work_root else None
-        result = train_teacher(data, model, settings, Path(teacher.path), root, may_train=epochs != 0)
+        result = train_teacher(
+            data,
+            model,
+            settings,
+            Path(teacher.path),
+            root,
+            may_train=epochs != 0,
+            launcher=training_launcher(processes, root),
+        )
         write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
         for record in result.history:
             run.log_metrics(record, step=int(record["epoch"]))

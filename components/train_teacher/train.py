@@ -8,7 +8,15 @@ from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard
-from yolo_distill.components.shared.training import TrainSettings, ViewTrainer, resolve_model, training_folder
+from yolo_distill.components.shared.training import (
+    Launcher,
+    TrainingJob,
+    TrainSettings,
+    last_checkpoint,
+    read_epochs,
+    resolve_model,
+    training_folder,
+)
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
 
@@ -33,6 +41,7 @@ def train_teacher(
     work_root: Path | None = None,
     *,
     may_train: bool = True,
+    launcher: Launcher | None = None,
 ) -> TeacherResult:
     """Make a teacher for a dataset.
 
@@ -46,6 +55,7 @@ def train_teacher(
         target: Where the model artifact goes.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
         may_train: Whether the teacher is trained where it does not fit as it is.
+        launcher: What starts the processes that train; without it this process trains.
 
     Returns:
         The teacher.
@@ -80,17 +90,21 @@ def train_teacher(
     elif not may_train:
         raise InputError(model, "has no weights and is given no epochs", "Give it epochs, or give a checkpoint")
     with training_folder(work_root, target, [lineage, architecture, settings.model_dump()]) as folder:
-        trainer = ViewTrainer(dataset, settings, source, folder)
-        trainer.train()
+        job = TrainingJob(dataset=dataset.root, model=source, settings=settings, folder=folder)
+        if launcher is not None:
+            launcher(job)
+        else:
+            job.trainer().train()
+        history = read_epochs(folder)
         card = write_checkpoint_artifact(
             target,
-            trainer.last,
+            last_checkpoint(folder),
             name="teacher",
             imgsz=settings.imgsz,
             architecture=architecture,
             lineage=lineage,
         )
-    return TeacherResult(card, trainer.history)
+    return TeacherResult(card, history)
 
 
 def checkpoint_classes(checkpoint: Path) -> list[str]:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from tests.manifests.conftest import MANIFESTS, OVERLAYS, ROOT, SECRET, Overlay, render
+from yolo_distill.components.shared.train_job.body import train_job
+from yolo_distill.components.shared.train_job.settings import TrainJobSettings
 
 # The version of the kind cluster, and the newest whose schemas are at hand.
 VERSIONS = ("1.35", "1.37")
@@ -178,6 +180,23 @@ def test_policies_and_services_select_pods_that_exist(overlay: Overlay) -> None:
         assert any(selector.items() <= label.items() for label in labels), selector
 
 
+def test_a_training_step_may_do_what_it_asks_for_alone(filled_in: Path) -> None:
+    objects = [item for item in yaml.safe_load_all(render(filled_in / "overlays" / "gpu")) if item]
+    named = {(item["kind"], item["metadata"]["name"]): item for item in objects}
+    may = {rule["resources"][0]: set(rule["verbs"]) for rule in named["Role", "yolo-distill-trainer"]["rules"]}
+    assert may == {"trainjobs": {"create", "get", "delete"}, "pods": {"list"}, "pods/log": {"get"}}
+    assert not [name for kind, name in named if kind == "ClusterRole"]
+    # The label that the step gives to the nodes' pods.
+    sent = train_job("t", {}, TrainJobSettings(image="i", nodes=2), ["module"])
+    [patch] = sent["spec"]["runtimePatches"]
+    [node] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    labels = node["template"]["spec"]["template"]["metadata"]["labels"]
+    policy = named["NetworkPolicy", "yolo-distill-training"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    [ingress] = policy["ingress"]
+    assert ingress["from"] == [{"podSelector": {"matchLabels": labels}}]
+
+
 def test_trainjobs_are_a_part_that_can_be_left_out(filled_in: Path) -> None:
     folder = filled_in / "overlays" / "without-trainer"
     folder.mkdir()
@@ -268,4 +287,4 @@ def test_runs_can_move_to_a_users_profile(filled_in: Path) -> None:
     objects = [item for item in yaml.safe_load_all(render(copy)) if item]
     assert {item["metadata"].get("namespace", "alice") for item in objects} == {"alice"}
     subjects = [subject["namespace"] for item in objects for subject in item.get("subjects", [])]
-    assert subjects == ["alice"] * 3
+    assert subjects == ["alice"] * 2

@@ -7,11 +7,13 @@ import pytest
 import yaml
 from kfp import dsl
 from kfp.compiler import Compiler
+from pydantic import ValidationError
 
 from tests.remote.conftest import CPU_IMAGE, TRAIN_IMAGE, CommandLine
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.image import TRAIN_IMAGE as NAMED_TRAIN_IMAGE
-from yolo_distill.pipelines.cluster import ClusterSettings, apply_cluster, load_cluster
+from yolo_distill.components.shared.train_job.settings import SETTINGS_VARIABLE, TrainJobSettings
+from yolo_distill.pipelines.cluster import ClusterSettings, TrainJob, apply_cluster, load_cluster
 from yolo_distill.pipelines.distillation.run import compile_pipeline
 
 EXAMPLE = Path(__file__).parent.parent.parent / "manifests" / "cluster.example.yaml"
@@ -90,6 +92,45 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
     assert "retryPolicy" not in tasks["compare"]
     # Protobuf writes what is false as nothing.
     assert [name for name, task in tasks.items() if not task["cachingOptions"]] == ["benchmark"]
+
+
+def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
+    several = {"train_job": TrainJob(nodes=4, runtime="our-torch")}
+    cluster = load_cluster(EXAMPLE).model_copy(update=several)
+    spec, executors = compiled(tmp_path, cluster)
+    containers = {name: body["container"] for name, body in spec["deploymentSpec"]["executors"].items()}
+    told = {
+        name.removeprefix("exec-"): TrainJobSettings.model_validate_json(variable["value"])
+        for name, container in containers.items()
+        for variable in container.get("env", [])
+        if variable["name"] == SETTINGS_VARIABLE
+    }
+    trainings = {name for name in all_tasks(spec) if name.startswith(("train-teacher", "distill-train"))}
+    assert told.keys() == trainings
+    nodes = told["distill-train-2"]
+    assert (nodes.nodes, nodes.processes, nodes.runtime, nodes.image) == (4, 1, "our-torch", cluster.images["train"])
+    assert nodes.requests == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
+    assert nodes.limits == {"memory": "48Gi", "nvidia.com/gpu": "1"}
+    assert {(secret.variable, secret.key) for secret in nodes.secrets} == {
+        ("AWS_ACCESS_KEY_ID", "accesskey"),
+        ("AWS_SECRET_ACCESS_KEY", "secretkey"),
+    }
+    assert [(volume.claim, volume.mount) for volume in nodes.volumes] == [("yolo-distill", "/cache")]
+    assert nodes.tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+    resources = containers["exec-distill-train-2"]["resources"]
+    assert resources == containers["exec-compare"]["resources"]
+    assert "accelerator" not in resources
+    waiting = executors["exec-distill-train-2"]
+    assert not {"nodeSelector", "tolerations", "emptyDirMounts"} & waiting.keys()
+    assert [mount["mountPath"] for mount in waiting["pvcMount"]] == ["/cache"]
+    assert waiting["activeDeadlineSeconds"] == "259200"
+    # The cache is built by tasks of the same flavour, in pods of their own.
+    assert "accelerator" in containers["exec-teacher-cache-logits"]["resources"]
+
+
+def test_nodes_need_a_folder_to_share() -> None:
+    with pytest.raises(ValidationError, match="its nodes share work_root"):
+        ClusterSettings(images=IMAGES, train_job=TrainJob(nodes=2))
 
 
 def test_every_image_is_the_cluster_s(tmp_path: Path) -> None:
