@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from yolo_distill.components.shared import image
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.lineage import IMAGE_VARIABLE
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -343,6 +344,8 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
         raise TypeError(f"{name}: its image {task.container_spec.image} is none of {', '.join(_FLAVOURS)}")
     settings = cluster.settings(flavour, name)
     task.set_container_image(cluster.images[flavour])
+    # A container cannot tell by itself which image it is of.
+    task.set_env_variable(IMAGE_VARIABLE, cluster.images[flavour])
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
