@@ -114,6 +114,7 @@ def run_command(
             rich_help_panel=options.RUN,
         ),
     ] = len(_DEFAULTS.cache_parts),
+    runner: options.RunBy = options.Runner.subprocess,
     cache: options.UseCache = True,
     verbose: options.Verbose = False,
 ) -> None:
@@ -152,7 +153,8 @@ def run_command(
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.distillation.run import plan_run
 
-        plan, watch, console = _run(partial(plan_run, arguments, output, cached=cache), verbose=verbose)
+        prepare = partial(plan_run, arguments, output, cached=cache, in_containers=runner is options.Runner.docker)
+        plan, watch, console = _run(prepare, verbose=verbose)
         from yolo_distill.pipelines.distillation.results import publish_results, show_results
 
         publish_results(plan, watch)
@@ -192,6 +194,7 @@ def ablate_command(
     split: options.Split = _ABLATION.evaluation_split,
     output: options.Output = _OUTPUT,
     cache_root: options.CacheRoot = _ABLATION.cache_root,
+    runner: options.RunBy = options.Runner.subprocess,
     cache: options.UseCache = True,
     verbose: options.Verbose = False,
 ) -> None:
@@ -226,7 +229,8 @@ def ablate_command(
         # These take seconds to import; a mistake in the options has shown before.
         from yolo_distill.pipelines.ablation.run import plan_run
 
-        plan, watch, console = _run(partial(plan_run, arguments, output, cached=cache), verbose=verbose)
+        prepare = partial(plan_run, arguments, output, cached=cache, in_containers=runner is options.Runner.docker)
+        plan, watch, console = _run(prepare, verbose=verbose)
         from yolo_distill.pipelines.ablation.results import publish_results, show_results
 
         publish_results(plan, watch)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from yolo_distill.components.shared import image
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.lineage import IMAGE_VARIABLE
 from yolo_distill.components.shared.train_job.settings import (
     SETTINGS_VARIABLE,
     ClaimMount,
@@ -373,6 +374,8 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
         task.set_env_variable(SETTINGS_VARIABLE, _train_job(cluster, settings).model_dump_json(exclude_defaults=True))
         settings = _waiting(settings, cluster.settings("cpu"))
     task.set_container_image(cluster.images[flavour])
+    # A container cannot tell by itself which image it is of.
+    task.set_env_variable(IMAGE_VARIABLE, cluster.images[flavour])
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.lineage import PIPELINE_RUN_ID_VARIABLE, PIPELINE_RUN_NAME_VARIABLE
 from yolo_distill.components.shared.progress import PROGRESS_FILE_VARIABLE
+from yolo_distill.pipelines.containers import docker_runner, own_containers
 from yolo_distill.pipelines.events import TaskEvent, TaskState, event_file, write_event
 from yolo_distill.pipelines.graph import iteration_name, planned_tasks
 from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS
@@ -120,13 +121,14 @@ def run(plan: RunPlan) -> None:
         }
     )
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=docker_runner(plan) if plan.images else local.SubprocessRunner(use_venv=False),
         pipeline_root=str(plan.tasks),
         enable_caching=plan.cached,
         cache_root=str(plan.cache),
     )
     pipeline = components.load_component_from_file(str(plan.pipeline))
-    with pipeline_run(plan), reported_tasks(plan.events), artifacts_of_branches():
+    containers = own_containers(plan) if plan.images else nullcontext()
+    with pipeline_run(plan), containers, reported_tasks(plan.events), artifacts_of_branches():
         pipeline(**plan.arguments)
         for task in planned_tasks(plan.pipeline, plan.arguments):
             if not event_file(plan.events, task.name).exists():

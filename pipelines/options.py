@@ -1,5 +1,6 @@
 """The options that the commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, Dis
 DATA, MODELS, TRAINING, MEASURING, RUN = "Data", "Models", "Training", "Measuring", "Run"
 
 _DEFAULTS = DistillationArguments()
+
+
+class Runner(StrEnum):
+    """What a task is on this machine."""
+
+    subprocess = "subprocess"
+    docker = "docker"
 
 
 def _default(name: str) -> str:
@@ -111,6 +119,13 @@ CacheRoot = Annotated[
         help="Folder or s3:// address where the teacher's answers are kept for all runs.",
         rich_help_panel=RUN,
         show_default="within the output folder",
+    ),
+]
+RunBy = Annotated[
+    Runner,
+    typer.Option(
+        help="What a task is: a process of this environment, or a container of the image that Kubeflow would take.",
+        rich_help_panel=RUN,
     ),
 ]
 UseCache = Annotated[

@@ -35,6 +35,7 @@ class RunPlan(BaseModel):
         arguments: The pipeline's parameters.
         cached: Whether results of earlier runs may be used.
         tracking_uri: MLflow's tracking server (``MLFLOW_TRACKING_URI``) or the SQLite file in ``output``.
+        images: The id of each image whose containers the tasks are, by name; without any, tasks are processes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,15 +46,24 @@ class RunPlan(BaseModel):
     arguments: dict[str, Argument]
     cached: bool
     tracking_uri: str
+    images: dict[str, str] = {}
 
     @classmethod
-    def new(cls, output: Path, arguments: Mapping[str, Argument], *, cached: bool = True) -> "RunPlan":
+    def new(
+        cls,
+        output: Path,
+        arguments: Mapping[str, Argument],
+        *,
+        cached: bool = True,
+        images: Mapping[str, str] | None = None,
+    ) -> "RunPlan":
         """Plan a run; nothing is written yet.
 
         Args:
             output: Folder of all runs.
             arguments: The pipeline's parameters.
             cached: Whether results of earlier runs may be used.
+            images: The id of each image whose containers the tasks shall be, by name.
         """
         output = output.absolute()
         run_id = uuid.uuid4().hex
@@ -64,6 +74,7 @@ class RunPlan(BaseModel):
             arguments=dict(arguments),
             cached=cached,
             tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output / 'mlflow.db'}",
+            images=dict(images or {}),
         )
 
     @property
@@ -101,9 +112,11 @@ class RunPlan(BaseModel):
         """Where the runner remembers which artifacts answer which task.
 
         KFP's key covers a component's few lines and its arguments. What those lines call is not in it, nor is the
-        MLflow server that the results were recorded on, so that they choose the folder.
+        MLflow server that the results were recorded on, so that they choose the folder. In containers, the images hold
+        what is called.
         """
-        key = hashlib.sha256(f"{code_digest()} {self.tracking_uri}".encode()).hexdigest()
+        code = " ".join(sorted(self.images.values())) or code_digest()
+        key = hashlib.sha256(f"{code} {self.tracking_uri}".encode()).hexdigest()
         return self.output / "cache" / key[:16]
 
     def origin(self, artifact: Path) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolo_distill.components.prepare_data.sources import source_digest
+from yolo_distill.components.shared import image
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory, require_free_space, sha256_file
 from yolo_distill.pipelines.distillation.arguments import TrainingArguments
@@ -19,7 +20,12 @@ _FILES = {"teacher_model", "student_model", "recipe", "recipes"}
 
 
 def prepare_run(
-    arguments: TrainingArguments, compile_pipeline: Callable[[Path], None], output: Path, *, cached: bool
+    arguments: TrainingArguments,
+    compile_pipeline: Callable[[Path], None],
+    output: Path,
+    *,
+    cached: bool,
+    in_containers: bool = False,
 ) -> RunPlan:
     """Plan a run and make its folder, which then holds the compiled pipeline.
 
@@ -28,13 +34,16 @@ def prepare_run(
         compile_pipeline: Writes the pipeline as IR YAML.
         output: Folder of all runs.
         cached: Whether results of earlier runs may be used.
+        in_containers: Whether tasks shall be containers.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: The output folder cannot be written, its disk is too full, or the data cannot be reached.
+        InputError: The output folder cannot be written, its disk is too full, the data cannot be reached, or there is
+            no container engine with the images.
     """
+    images = _images() if in_containers else {}
     require_free_space(output, _BASE_BYTES + _COPIES_OF_DATA * _local_bytes(arguments.source))
     digest = source_digest(arguments.source)
     try:
@@ -42,13 +51,21 @@ def prepare_run(
         work = str(output.absolute() / "work")
         found = {"source_digest": digest, "work_root": work, "cache_root": arguments.cache_root or work}
         own = {name: _kept(getattr(arguments, name), output) for name in _FILES & type(arguments).model_fields.keys()}
-        plan = RunPlan.new(output, arguments.model_copy(update=found | own).pipeline_arguments, cached=cached)
+        settled = arguments.model_copy(update=found | own).pipeline_arguments
+        plan = RunPlan.new(output, settled, cached=cached, images=images)
         compile_pipeline(plan.pipeline)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise InputError(
             f"--output {output}", f"cannot be written ({error.strerror})", "Choose another folder"
         ) from error
     return plan
+
+
+def _images() -> dict[str, str]:
+    # Late, because it takes KFP and MLflow, which take seconds to import.
+    from yolo_distill.pipelines.containers import image_ids
+
+    return image_ids({image.CPU_IMAGE, image.TRAIN_IMAGE})
 
 
 def _kept(name: str | list[str], output: Path) -> str | list[str]:

@@ -1,7 +1,8 @@
 """Which container image each kind of step runs in.
 
 A registry or a digest is chosen when the pipeline is compiled, by environment variable, so that no address is written
-into the code. The local runner ignores the image and uses the environment it was started from.
+into the code. On this machine tasks are processes of the environment that the program was started from, unless it
+is asked for containers.
 """
 
 import os

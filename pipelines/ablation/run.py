@@ -8,9 +8,9 @@ from yolo_distill.pipelines.plan import RunPlan
 from yolo_distill.pipelines.preparation import prepare_run
 
 
-def plan_run(arguments: AblationArguments, output: Path, *, cached: bool) -> RunPlan:
+def plan_run(arguments: AblationArguments, output: Path, *, cached: bool, in_containers: bool = False) -> RunPlan:
     """Plan a run, see :func:`.preparation.prepare_run`."""
-    return prepare_run(arguments, compile_pipeline, output, cached=cached)
+    return prepare_run(arguments, compile_pipeline, output, cached=cached, in_containers=in_containers)
 
 
 def compile_pipeline(target: Path, cluster: ClusterSettings | None = None) -> None:

@@ -100,6 +100,16 @@ def test_a_mistake_about_an_ablation_is_told_likewise(folder: Path, arguments: l
     assert seconds < 10
 
 
+def test_containers_without_an_engine_are_told_likewise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    before = sorted(folder.rglob("*"))
+    status, errors, _ = _run("run", "--runner=docker", folder=folder)
+    assert status == 2
+    assert errors.startswith("error: --runner docker: no container engine answers (")
+    assert errors.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_the_pipeline_that_was_asked_for_is_compiled(folder: Path) -> None:
     for arguments, file, name in (
         ([], "yolov8-distillation.yaml", "yolov8-distillation"),

@@ -67,7 +67,10 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
     assert training["resources"]["accelerator"]["resourceCount"] == "1"
     assert light["resources"]["resourceMemoryLimit"] == "8Gi"
     assert "accelerator" not in light["resources"]
-    assert light["env"] == [{"name": "AWS_ENDPOINT_URL", "value": "http://seaweedfs.kubeflow:9000"}]
+    assert {entry["name"]: entry["value"] for entry in light["env"]} == {
+        "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow:9000",
+        "YOLO_DISTILL_IMAGE": light["image"],
+    }
     platform = executors["exec-distill-train-2"]
     assert platform["emptyDirMounts"] == [
         {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
