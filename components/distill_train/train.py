@@ -16,8 +16,10 @@ from yolo_distill.components.distill_train.layers import LayerPair, layer_pairs,
 from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
+from yolo_distill.components.distill_train.weight_selection import select_weights
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
+from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -85,6 +87,7 @@ class DistillationTrainer(ViewTrainer):
         *,
         recipe: Recipe,
         teacher: AnyTeacher,
+        donor: DetectionModel | None = None,
         device: str | None = None,
     ) -> None:
         """Set up a training.
@@ -96,9 +99,11 @@ class DistillationTrainer(ViewTrainer):
             run_folder: Where checkpoints go.
             recipe: The distillation terms.
             teacher: The cache of the teacher's answers, or the teacher itself, asked at every step about fresh views.
+            donor: The network that the student's first weights are selected from, unless it is a checkpoint.
             device: What ultralytics takes; a GPU when there is one.
         """
         self.recipe = recipe
+        self._donor = donor
         self.teacher = teacher
         self._pairs: list[LayerPair] = []
         cache = teacher.without(*recipe.unread) if isinstance(teacher, TeacherCache) else None
@@ -113,6 +118,9 @@ class DistillationTrainer(ViewTrainer):
     ) -> DetectionModel:
         """Build the student, with what trains beside it as its ``adapters``."""
         network = super().get_model(cfg, weights, verbose)
+        if self._donor is not None and weights is None:
+            taken = select_weights(network, self._donor)
+            LOGGER.info(f"{taken:.1%} of the student's weights are selected from the teacher's")
         head = teacher_head(self.teacher)
         if head is not None:
             require_same_head(network, head)
@@ -190,6 +198,7 @@ def distill(
     name: str,
     recipe: Recipe | None = None,
     teacher: AnyTeacher | None = None,
+    teacher_model: Path | None = None,
     initial: Path | None = None,
     work_root: Path | None = None,
 ) -> StudentResult:
@@ -204,6 +213,7 @@ def distill(
         recipe: The distillation terms; used with a teacher only.
         teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
+        teacher_model: The teacher's model artifact, for recipes that start the student from its weights.
         initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
 
@@ -219,12 +229,16 @@ def distill(
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
+    donor = None
     if teacher is not None and recipe is not None:
         lineage |= _teacher_lineage(teacher, dataset, settings, recipe) | {"recipe": recipe.name}
+        if recipe.initial == "teacher" and Path(source).suffix != ".pt":
+            donor = _open_donor(recipe, teacher_model, lineage["teacher"])
+            lineage["initial"] = "teacher"
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         trainer = (
-            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher)
+            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher, donor=donor)
             if teacher is not None and recipe is not None
             else ViewTrainer(dataset, settings, source, folder)
         )
@@ -299,6 +313,26 @@ def _teacher_lineage(
             "Build the cache with features, ask the teacher online, or choose another recipe",
         )
     return {"teacher": teacher.manifest.teacher, "cache": teacher.manifest.key}
+
+
+def _open_donor(recipe: Recipe, model: Path | None, teacher: str) -> DetectionModel:
+    """Open the network that the student's first weights are selected from.
+
+    Args:
+        recipe: A recipe that asks for it.
+        model: The teacher's model artifact.
+        teacher: Digest of the teacher that the student learns from.
+    """
+    if model is None:
+        raise InputError(
+            f"recipe {recipe.name}",
+            "starts the student from the teacher's weights, which are not given",
+            "Give the teacher's model artifact beside its answers, or choose a recipe with initial: random",
+        )
+    card = read_card(model)
+    if card.digest != teacher:
+        raise InputError(model, "is not the teacher whose answers are given", _BUILD_AGAIN)
+    return load_network(model / card.file)
 
 
 def cached_schedule(cache: TeacherCache, settings: TrainSettings) -> ViewSchedule:
