@@ -5,6 +5,7 @@
 The criteria are in CRITERIA.md; report.py draws the conclusions.
 """
 
+import csv
 import json
 import shutil
 import subprocess
@@ -108,10 +109,11 @@ def one(arm: str, seed: int, experiment: Experiment) -> None:
         history = train_stock(experiment, folder, seed, same=arm == "ultralytics-same")
     else:
         history = train_ours(experiment, folder, arm, seed)
+    seconds = time.time() - begun
     for model in sorted(path.parent for path in folder.glob("*/model.json")):
         for split in ("val", "test"):
             measured(experiment, model, experiment.work / "evaluations" / f"{arm}-{seed}-{model.name}", split)
-    record = {"arm": arm, "seed": seed, "seconds": time.time() - begun, "epochs": experiment.epochs, "history": history}
+    record = {"arm": arm, "seed": seed, "seconds": seconds, "epochs": experiment.epochs, "history": history}
     write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -130,6 +132,7 @@ def train_ours(experiment: Experiment, folder: Path, arm: str, seed: int) -> lis
         name=arm,
         recipe=recipe,
         teacher=teacher,
+        teacher_model=experiment.teacher,
         work_root=experiment.work,
     )
     return result.history
@@ -179,6 +182,8 @@ def train_stock(experiment: Experiment, folder: Path, seed: int, *, same: bool) 
         }
     )
     trainer.train()
+    with (folder / "training" / "results.csv").open() as file:
+        rows = [{name.strip(): float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     for name in ("last", "best"):
         write_checkpoint_artifact(
             folder / name,
@@ -188,7 +193,9 @@ def train_stock(experiment: Experiment, folder: Path, seed: int, *, same: bool) 
             architecture=experiment.student,
             lineage={"dataset": experiment.dataset.digest, "seed": str(seed), "epochs": str(ours.epochs)},
         )
-    return []
+    return [
+        {"epoch": row["epoch"], "seconds": row["time"], "metrics/mAP50-95": row["metrics/mAP50-95(B)"]} for row in rows
+    ]
 
 
 def measured(experiment: Experiment, model: Path, target: Path, split: str) -> None:

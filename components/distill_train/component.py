@@ -37,8 +37,9 @@ def distill_train(  # noqa: ANN201
         curves: Every loss and validation mAP over the epochs.
         history: The same as history.json: one record an epoch.
         cache: Teacher cache of teacher-cache-logits.
-        teacher: Model artifact of the teacher, to ask it at every step: without a cache, or for a recipe that no cache
-            can serve. With neither a cache nor a teacher the student is trained plainly.
+        teacher: Model artifact of the teacher, for recipes that start the student from its weights, and to ask it at
+            every step: without a cache, or for a recipe that no cache can serve. With neither a cache nor a teacher the
+            student is trained plainly.
         initial: Model artifact to go on training, such as a pruned one, in place of the named model.
         name: How the student is called in tables and lineage.
         model: A stock model YAML such as yolov8n.yaml, a slim one of this step, or the path of a .yaml or .pt file.
@@ -86,6 +87,7 @@ def distill_train(  # noqa: ANN201
             name=name,
             recipe=losses,
             teacher=answers,
+            teacher_model=teacher and Path(teacher.path),
             initial=initial and Path(initial.path),
             work_root=root,
             launcher=launcher,

@@ -340,6 +340,8 @@ class Recipe(BaseModel):
         name: What it is called in tables and lineage.
         description: What it is for.
         terms: The losses; each kind at most once.
+        initial: Where a student that is named by a model YAML has its first weights from: at random, or selected from
+            the teacher's (:mod:`.weight_selection`). A student that is a checkpoint keeps its own.
         supervision: Factor of the detection loss on the labels, or a schedule of it.
         projector: What brings the student's features to the teacher's width: a linear map of channels, two with a ReLU
             between them, or a linear map with such a pair beside it.
@@ -357,6 +359,7 @@ class Recipe(BaseModel):
     name: str
     description: str
     terms: list[Term] = Field(min_length=1)
+    initial: Literal["random", "teacher"] = "random"
     supervision: Value = 1.0
     projector: Literal["linear", "mlp", "residual"] = "linear"
     adaptive: list[Literal["teacher_quality", "disagreement"]] = []

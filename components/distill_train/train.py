@@ -16,8 +16,10 @@ from yolo_distill.components.distill_train.layers import LayerPair, layer_pairs,
 from yolo_distill.components.distill_train.losses.stable_targets import StableTargets
 from yolo_distill.components.distill_train.online import OnlineTeacher
 from yolo_distill.components.distill_train.recipe import PLAIN, Recipe, value_at
+from yolo_distill.components.distill_train.weight_selection import select_weights
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import require_classes
+from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.distributed import local_rank
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import sha256_file
@@ -95,6 +97,7 @@ class DistillationTrainer(ViewTrainer):
         *,
         recipe: Recipe,
         teacher: AnyTeacher,
+        donor: Path | None = None,
         device: str | None = None,
     ) -> None:
         """Set up a training.
@@ -106,9 +109,11 @@ class DistillationTrainer(ViewTrainer):
             run_folder: Where checkpoints go.
             recipe: The distillation terms.
             teacher: The cache of the teacher's answers, or the teacher itself, asked at every step about fresh views.
+            donor: The model artifact that the student's first weights are selected from, unless it is a checkpoint.
             device: What ultralytics takes; a GPU when there is one.
         """
         self.recipe = recipe
+        self._donor = donor
         self.teacher = teacher
         self._pairs: list[LayerPair] = []
         cache = teacher.without(*recipe.unread) if isinstance(teacher, TeacherCache) else None
@@ -123,6 +128,9 @@ class DistillationTrainer(ViewTrainer):
     ) -> DetectionModel:
         """Build the student, with what trains beside it as its ``adapters``."""
         network = super().get_model(cfg, weights, verbose)
+        if self._donor is not None and weights is None:
+            taken = select_weights(network, load_network(self._donor / read_card(self._donor).file))
+            LOGGER.info(f"{taken:.1%} of the student's weights are selected from the teacher's")
         head = teacher_head(self.teacher)
         if head is not None:
             require_same_head(network, head)
@@ -198,11 +206,13 @@ class StudentJob(TrainingJob):
         recipe: The distillation terms.
         cache: The cache of the teacher's answers, or ``None``.
         teacher: The teacher's model artifact, to ask it at every step, or ``None``.
+        donor: The model artifact that the student's first weights are selected from, or ``None``.
     """
 
     recipe: Recipe
     cache: Path | None = None
     teacher: Path | None = None
+    donor: Path | None = None
 
     def trainer(self) -> ViewTrainer:
         """Set the training up, or what an earlier process has left of it."""
@@ -211,7 +221,9 @@ class StudentJob(TrainingJob):
         with torch_distributed_zero_first(local_rank()):
             teacher = choose_teacher(self.recipe, self.cache, self.teacher)
         assert teacher is not None
-        return DistillationTrainer(dataset, self.settings, self.model, self.folder, recipe=self.recipe, teacher=teacher)
+        return DistillationTrainer(
+            dataset, self.settings, self.model, self.folder, recipe=self.recipe, teacher=teacher, donor=self.donor
+        )
 
 
 def distill(
@@ -223,6 +235,7 @@ def distill(
     name: str,
     recipe: Recipe | None = None,
     teacher: AnyTeacher | None = None,
+    teacher_model: Path | None = None,
     initial: Path | None = None,
     work_root: Path | None = None,
     launcher: Launcher | None = None,
@@ -238,6 +251,7 @@ def distill(
         recipe: The distillation terms; used with a teacher only.
         teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
+        teacher_model: The teacher's model artifact, for recipes that start the student from its weights.
         initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
         launcher: What starts the processes that train; without it this process trains.
@@ -255,16 +269,20 @@ def distill(
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
+    donor = None
     if teacher is not None and recipe is not None:
         lineage |= _teacher_lineage(teacher, dataset, settings, recipe) | {"recipe": recipe.name}
         if launcher is not None:
             _require_shareable(recipe)
+        if recipe.initial == "teacher" and Path(source).suffix != ".pt":
+            donor = _donor(recipe, teacher_model, lineage["teacher"])
+            lineage["initial"] = "teacher"
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         if launcher is not None:
-            launcher(_job(dataset, source, settings, folder, recipe, teacher))
+            launcher(_job(dataset, source, settings, folder, recipe, teacher, donor))
         elif teacher is not None and recipe is not None:
-            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher).train()
+            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher, donor=donor).train()
         else:
             ViewTrainer(dataset, settings, source, folder).train()
         history = read_epochs(folder)
@@ -317,12 +335,13 @@ def _job(
     folder: Path,
     recipe: Recipe | None,
     teacher: AnyTeacher | None,
+    donor: Path | None,
 ) -> TrainingJob:
     plain = {"dataset": dataset.root, "model": source, "settings": settings, "folder": folder}
     if recipe is None or teacher is None:
         return TrainingJob.model_validate(plain)
     kind = "teacher" if isinstance(teacher, OnlineTeacher) else "cache"
-    return StudentJob.model_validate({**plain, "recipe": recipe, kind: teacher.folder})
+    return StudentJob.model_validate({**plain, "recipe": recipe, "donor": donor, kind: teacher.folder})
 
 
 def _require_shareable(recipe: Recipe) -> None:
@@ -366,6 +385,25 @@ def _teacher_lineage(
             "Build the cache with features, ask the teacher online, or choose another recipe",
         )
     return {"teacher": teacher.manifest.teacher, "cache": teacher.manifest.key}
+
+
+def _donor(recipe: Recipe, model: Path | None, teacher: str) -> Path:
+    """Return the model artifact that the student's first weights are selected from.
+
+    Args:
+        recipe: A recipe that asks for it.
+        model: The teacher's model artifact.
+        teacher: Digest of the teacher that the student learns from.
+    """
+    if model is None:
+        raise InputError(
+            f"recipe {recipe.name}",
+            "starts the student from the teacher's weights, which are not given",
+            "Give the teacher's model artifact beside its answers, or choose a recipe with initial: random",
+        )
+    if read_card(model).digest != teacher:
+        raise InputError(model, "is not the teacher whose answers are given", _BUILD_AGAIN)
+    return model
 
 
 def cached_schedule(cache: TeacherCache, settings: TrainSettings) -> ViewSchedule:

@@ -107,7 +107,7 @@ def distillation(
     }
     plain = distill_train(name="plain", **training).set_display_name("Train the student plainly").outputs["student"]
 
-    distillation_training = {"name": "distilled", "recipe": recipe, **training}
+    distillation_training = {"name": "distilled", "recipe": recipe, "teacher": teacher, **training}
     asked = {"dataset": dataset, "teacher": teacher, "imgsz": imgsz}
     with dsl.If(teacher_answers == "cache"):
         asked_views = {
@@ -137,9 +137,7 @@ def distillation(
             "Distil from the images as they are"
         )
     with dsl.Else():
-        online = distill_train(teacher=teacher, **distillation_training).set_display_name(
-            "Distil with the teacher at every step"
-        )
+        online = distill_train(**distillation_training).set_display_name("Distil with the teacher at every step")
     distilled = dsl.OneOf(*(task.outputs["student"] for task in (from_views, from_originals, online)))
 
     openvino = (
