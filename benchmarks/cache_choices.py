@@ -69,7 +69,9 @@ def main(
         manifest = build_cache(dataset, teacher, settings, folder)
         recipe = recipe_for(wanted)
         accuracies = [
-            student_accuracy(dataset, TeacherCache(folder), recipe, epochs, seed, work / f"student-{number}-{seed}")
+            student_accuracy(
+                dataset, teacher, TeacherCache(folder), recipe, epochs, seed, work / f"student-{number}-{seed}"
+            )
             for seed in map(int, seeds.split(","))
         ]
         rows.append(
@@ -126,11 +128,18 @@ def gradient_error(dataset: DetectionDataset, teacher_folder: Path, cache: Teach
 
 
 def student_accuracy(
-    dataset: DetectionDataset, cache: TeacherCache, recipe: Recipe, epochs: int, seed: int, folder: Path
+    dataset: DetectionDataset,
+    teacher: Path,
+    cache: TeacherCache,
+    recipe: Recipe,
+    epochs: int,
+    seed: int,
+    folder: Path,
 ) -> float:
     """Train a student from a cache and return its mAP50-95 on val."""
     settings = train_settings(epochs=epochs, imgsz=IMGSZ, batch=16, seed=seed)
-    distill(dataset, STUDENT, settings, folder / "student", name="student", recipe=recipe, teacher=cache)
+    answers = {"recipe": recipe, "teacher": cache, "teacher_model": teacher}
+    distill(dataset, STUDENT, settings, folder / "student", name="student", **answers)
     return evaluate(dataset, folder / "student", "val", folder / "evaluation").map or 0.0
 
 

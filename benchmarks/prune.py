@@ -109,7 +109,7 @@ def recover(dataset: DetectionDataset, folder: Path, settings: TrainSettings, vi
         settings,
         folder / "random",
         name="random",
-        recipe=recipe,
+        recipe=recipe.model_copy(update={"initial": "random"}),
         teacher=TeacherCache(folder / "cache"),
     )
 

@@ -251,7 +251,8 @@ def distill(
         recipe: The distillation terms; used with a teacher only.
         teacher: The cache of the teacher's answers, or the teacher itself, asked at every step. Without it the student
             is trained plainly, the fair arm of a comparison: same data, augmentation, epochs, optimiser and seed.
-        teacher_model: The teacher's model artifact, for recipes that start the student from its weights.
+        teacher_model: The teacher's model artifact, for recipes that start the student from its weights; not needed
+            with the teacher itself.
         initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
         launcher: What starts the processes that train; without it this process trains.
@@ -275,7 +276,8 @@ def distill(
         if launcher is not None:
             _require_shareable(recipe)
         if recipe.initial == "teacher" and Path(source).suffix != ".pt":
-            donor = _donor(recipe, teacher_model, lineage["teacher"])
+            online = teacher.folder if isinstance(teacher, OnlineTeacher) else None
+            donor = _donor(recipe, teacher_model or online, lineage["teacher"])
             lineage["initial"] = "teacher"
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:

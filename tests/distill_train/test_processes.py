@@ -70,9 +70,13 @@ def test_two_processes_train_as_one(tmp_path: Path, digits: DetectionDataset) ->
 
 @pytest.mark.usefixtures("float32")
 def test_a_distillation_is_taken_up_by_more_processes(
-    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, killed_in_the_second_epoch: Callable
+    tmp_path: Path,
+    digits: DetectionDataset,
+    cache: TeacherCache,
+    teacher_dir: Path,
+    killed_in_the_second_epoch: Callable,
 ) -> None:
-    arguments = {"name": "s", "recipe": load_recipe("default"), "teacher": cache}
+    arguments = {"name": "s", "recipe": load_recipe("default"), "teacher": cache, "teacher_model": teacher_dir}
     whole = distill(digits, MODEL, SETTINGS, tmp_path / "whole", **arguments)
     arguments["work_root"] = tmp_path / "work"
     with killed_in_the_second_epoch():

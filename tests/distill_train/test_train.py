@@ -101,10 +101,11 @@ def _batch(cache: TeacherCache, digits: DetectionDataset, images: int = 4) -> di
 
 
 def test_a_distilled_checkpoint_is_an_ordinary_one(
-    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache
+    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, teacher_dir: Path
 ) -> None:
     recipe = load_recipe("default")
-    result = distill(digits, "yolov8n.yaml", SETTINGS, tmp_path / "student", name="s", recipe=recipe, teacher=cache)
+    arguments = {"name": "s", "recipe": recipe, "teacher": cache, "teacher_model": teacher_dir}
+    result = distill(digits, "yolov8n.yaml", SETTINGS, tmp_path / "student", **arguments)
     assert [record["epoch"] for record in result.history] == [1, 2]
     for term in recipe.terms:
         assert result.history[0][f"train/kd_{term.loss}"] > 0
@@ -123,13 +124,16 @@ def test_a_distilled_checkpoint_is_an_ordinary_one(
 
 
 def test_a_killed_training_resumes_where_it_stopped(
-    tmp_path: Path, digits: DetectionDataset, cache: TeacherCache, killed_in_the_second_epoch: Callable
+    tmp_path: Path,
+    digits: DetectionDataset,
+    cache: TeacherCache,
+    teacher_dir: Path,
+    killed_in_the_second_epoch: Callable,
 ) -> None:
-    recipe = load_recipe("default")
+    arguments = {"name": "s", "recipe": load_recipe("default"), "teacher": cache, "teacher_model": teacher_dir}
     settings = train_settings(epochs=3, imgsz=96, batch=16)
-    whole = distill(digits, "yolov8n.yaml", settings, tmp_path / "whole", name="s", recipe=recipe, teacher=cache)
-
-    arguments = {"name": "s", "recipe": recipe, "teacher": cache, "work_root": tmp_path / "work"}
+    whole = distill(digits, "yolov8n.yaml", settings, tmp_path / "whole", **arguments)
+    arguments["work_root"] = tmp_path / "work"
     with killed_in_the_second_epoch():
         distill(digits, "yolov8n.yaml", settings, tmp_path / "student", **arguments)
     assert not (tmp_path / "student").exists()
