@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
-TESTS ?= $(sort $(wildcard tests/[a-z]*/))
+# The longest first.
+TESTS ?= tests/cli/ $(filter-out tests/cli/,$(sort $(wildcard tests/[a-z]*/)))
+# Folders that are tested at the same time; more than one keep to a core each.
+JOBS ?= 2
+THREADS := $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=1)
 GOLDEN := tests/pipelines/golden
 
 # Import names for mypy, which does not follow the mapping in pyproject.toml.
@@ -21,11 +25,12 @@ run: setup  ## Run the pipeline on the embedded digits, or with ARGS="--data …
 	@$(BIN)/yolo-distill run $(ARGS)
 
 # Each step's tests get a process of their own, as the steps do: all native libraries in one have crashed at its end.
-# Exit status 5 says that ARGS selected no test of a folder.
 test: lint  ## Check and test everything, or some folders with TESTS="tests/compare/ tests/docs/"
-	@failed=; for folder in $(TESTS); do \
-		$(BIN)/pytest $$folder $(ARGS) || test $$? -eq 5 || failed="$$failed $$folder"; \
-	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+	@$(MAKE) --no-print-directory --keep-going --jobs $(JOBS) --output-sync=target $(patsubst tests/%,test-%,$(TESTS:/=))
+
+# Exit status 5 says that ARGS selected no test of a folder.
+test-%:
+	@$(THREADS) $(BIN)/pytest tests/$*/ $(ARGS) || test $$? -eq 5
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check

@@ -82,7 +82,7 @@ def test_no_time_to_measure_is_refused(digits: DetectionDataset, teacher_dir: Pa
 def test_a_containers_limit_counts(limit: str, cores: int | None, tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     without_limit = usable_cores(tmp_path / "missing")
-    assert usable_cores(tmp_path / "cpu.max") == (cores or without_limit)
+    assert usable_cores(tmp_path / "cpu.max") == (min(cores, without_limit) if cores else without_limit)
 
 
 def test_the_machine_is_named() -> None:
