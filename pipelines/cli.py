@@ -255,6 +255,51 @@ def compare_command(
         typer.echo(difference_summary(compare_evaluations(model, against)).markdown(), nl=False)
 
 
+@app.command("robustness")
+def robustness_command(
+    model: Annotated[Path, typer.Argument(help="A model folder of a run.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(help="Images and labels as for run, or the dataset of a run.", show_default=False),
+    ],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="PyTorch model folder to attack in the model's place, for an ONNX or OpenVINO model.",
+            show_default="the model itself",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to measure on: train, val or test.")] = "val",
+    images: Annotated[int, typer.Option(help="Images of the split to draw; 0 for all of them.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of that draw and of everything random.")] = 0,
+    corruptions: Annotated[
+        str, typer.Option(help="Corruptions of COCO-C, separated by commas; all, or empty for none.")
+    ] = "all",
+    severities: Annotated[str, typer.Option(help="How severe, 1 to 5, separated by commas.")] = "1,2,3,4,5",
+    epsilons: Annotated[
+        str, typer.Option(help="Largest change of a pixel in 1/255, separated by commas; empty for no attack.")
+    ] = "1,2,4,8",
+    pgd_steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 10,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and page; replaced.")] = Path(
+        "robustness"
+    ),
+) -> None:
+    """Measure how accurate a model stays on corrupted and on adversarial images.
+
+    The 15 corruptions of COCO-C at five severities, and FGSM and PGD on the detection loss, beside noise of their size.
+    """
+    with failures_in_a_line("nothing was written"):
+        _require_pipeline_libraries()
+        from yolo_distill.components.evaluate_robustness.robustness import parse_settings
+
+        settings = parse_settings(corruptions, severities, epsilons, pgd_steps, images, seed)
+        # This takes seconds to import; a mistake in the options has shown before.
+        from yolo_distill.pipelines.robustness import measure_robustness
+
+        console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+        measure_robustness(model, data, split, settings, output, source, console)
+
+
 @app.command("compile")
 def compile_command(
     output: Annotated[

@@ -1,8 +1,10 @@
 """Mean average precision as ultralytics counts it, for those who compare with what its validation prints.
 
-It differs from COCO's in three things: all detections of an image count, not the best 100 of a class; between two
-measured recalls precision is interpolated on a straight line, where COCO takes the better one; and the integral is a
-trapezoid rule, where COCO takes the mean. Matching is the same.
+Matching is the same as COCO's, the integral is not. Precision falls in steps as recall grows, and on such a step
+ultralytics takes the value behind it where COCO takes the one before; behind the last step that is 0. At recall 0 it
+takes 1, and it integrates by the trapezoid rule, whose ends weigh half. So a class that is found without a mistake has
+0.995, and few boxes of a class make few and large steps. Besides, all detections of an image count, not the best 100 of
+a class.
 """
 
 from collections.abc import Mapping, Sequence

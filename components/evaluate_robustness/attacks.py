@@ -9,7 +9,6 @@ The loop is our own: torchattacks refuses detectors, and ART wants an estimator 
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
@@ -18,10 +17,8 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
+from yolo_distill.components.evaluate_robustness.robustness import Attack
 from yolo_distill.components.shared.detector import Placement
-
-Attack = Literal["noise", "fgsm", "pgd"]
-ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 # Madry et al. walk this many times epsilon in all, so that the way across the ball is not too long.
 _PGD_PATH = 2.5

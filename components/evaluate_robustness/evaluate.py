@@ -18,12 +18,14 @@ from yolo_distill.components.evaluate_map.evaluate import (
     require_size,
 )
 from yolo_distill.components.evaluate_map.evaluation import EvaluatedModel
-from yolo_distill.components.evaluate_robustness.attacks import ATTACKS, Attack, Attacker
+from yolo_distill.components.evaluate_robustness.attacks import Attacker
 from yolo_distill.components.evaluate_robustness.corruptions import LEAST_SIDE, corrupt, image_seed
 from yolo_distill.components.evaluate_robustness.report import report
 from yolo_distill.components.evaluate_robustness.robustness import (
+    ATTACKS,
     REPORT_NAME,
     Accuracy,
+    Attack,
     AttackResult,
     AttackSource,
     CorruptionResult,

@@ -8,11 +8,11 @@ Layout::
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from yolo_distill.components.evaluate_map.evaluation import EvaluatedModel, EvaluationSettings
-from yolo_distill.components.evaluate_robustness.attacks import Attack
 from yolo_distill.components.evaluate_robustness.corruptions import CORRUPTIONS, SEVERITIES
 from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError
@@ -22,6 +22,9 @@ from yolo_distill.components.shared.records import read_record
 ROBUSTNESS_NAME = "robustness.json"
 REPORT_NAME = "report.html"
 ALL = "all"
+
+Attack = Literal["noise", "fgsm", "pgd"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
 
 
 class RobustnessSettings(BaseModel):

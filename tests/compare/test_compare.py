@@ -68,6 +68,20 @@ def test_what_follows_from_the_figures(known: Comparison) -> None:
     assert "INT8 against the teacher in PyTorch: 10.0x as fast, 25 % of the size" in findings
 
 
+def test_differences_come_with_their_intervals(evaluations: dict[Role, Path], measured: Path, tmp_path: Path) -> None:
+    result = compare(evaluations, measured, tmp_path / "table", tmp_path / "page", tmp_path / "comparison")
+    found = {(one.role, one.against): one.map for one in result.differences}
+    assert list(found) == [("distilled", "plain"), ("distilled", "teacher"), ("quantized", "openvino")]
+    for (role, against), interval in found.items():
+        difference = result.model_of(role).map - result.model_of(against).map
+        assert interval.estimate == pytest.approx(difference, abs=1e-9)
+        assert interval.low <= interval.estimate <= interval.high
+    # One and the same model plays both parts here.
+    assert found["distilled", "plain"].model_dump() == {"estimate": 0, "low": 0, "high": 0}
+    assert "distilled against plain +0.0 (+0.0 to +0.0)" in " ".join(summary(result).findings)
+    assert result.metrics["distilled_against_plain_points_low"] == 0
+
+
 def test_the_table_has_a_row_a_model(known: Comparison) -> None:
     lines = [line for line in summary(known).markdown().splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -89,7 +103,7 @@ def test_the_reader_is_told_what_the_figures_rest_on(known: Comparison, digits: 
     told = " ".join(summary(known).caveats)
     assert f"16 images with {sum(len(digits.labels(r)) for r in digits.split('val'))} boxes of the val split" in told
     assert "one seed" in told
-    assert "no confidence interval" in told
+    assert "know of other images alone" in told
     assert known.machine.cpu in told
     assert "Other programs" not in told
     disturbed = known.model_copy(update={"disturbance": 0.4})

@@ -8,9 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from kfp import dsl
 from ultralytics import YOLO
 
 from yolo_distill.components.evaluate_map.coco import coco_metrics
+from yolo_distill.components.evaluate_map.component import evaluate_map as component
+from yolo_distill.components.evaluate_map.confusion import read_confusion
 from yolo_distill.components.evaluate_map.evaluate import coco_ground_truth, evaluate
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
 from yolo_distill.components.evaluate_map.pictures import contact_sheet, side_by_side
@@ -64,6 +67,32 @@ def test_the_figures_are_those_of_the_files(evaluated, digits):
     metrics = coco_metrics(truth, found, digits.classes)
     assert metrics.model_dump() == evaluation.model_dump(include=set(type(metrics).model_fields))
     assert truth == coco_ground_truth(digits, digits.split("val"))
+
+
+def test_everything_is_written_by_the_component(digits, student_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    kinds = {
+        "evaluation": dsl.Artifact,
+        "metrics": dsl.Metrics,
+        "confusion": dsl.ClassificationMetrics,
+        "report": dsl.HTML,
+    }
+    made = {name: kind(name=name, uri=str(tmp_path / name)) for name, kind in kinds.items()}
+    inputs = {"dataset": dsl.Dataset(uri=str(digits.root)), "model": dsl.Model(uri=str(student_dir))}
+    component.python_func(**inputs, **made)
+    evaluation = read_evaluation(tmp_path / "evaluation")
+    assert made["metrics"].metadata == evaluation.metrics
+    assert evaluation.metrics["ultralytics_map"] == evaluation.ultralytics_map
+    logged = made["confusion"].metadata["confusionMatrix"]
+    confusion = read_confusion(tmp_path / "evaluation")
+    assert [one["displayName"] for one in logged["annotationSpecs"]] == [*digits.classes, "background"]
+    assert [one["row"] for one in logged["rows"]] == confusion.matrix
+    # Every labelled box is in its class' row, found or missed.
+    assert [sum(row) for row in confusion.matrix[:-1]] == [one.boxes for one in evaluation.per_class.values()]
+    page = (tmp_path / "report").read_text()
+    assert page == (tmp_path / "evaluation" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert all(f'<td class="text">{name}</td>' in page for name in digits.classes)
 
 
 def test_the_truth_itself_scores_1(digits):
@@ -206,7 +235,7 @@ def test_photographs_are_detected_as_well_as_by_ultralytics_own_validation(photo
             | {"names": dict(enumerate(photographs.classes))}
         )
     )
-    YOLO(coco_weights).val(data=data, device="cpu", project=tmp_path, name="theirs", **settings)
+    printed = YOLO(coco_weights).val(data=data, device="cpu", project=tmp_path, name="theirs", **settings)
     truth = json.loads((tmp_path / "evaluation" / "ground_truth.json").read_text())
     ids = {Path(image["file_name"]).name: image["id"] for image in truth["images"]}
     found = json.loads((tmp_path / "theirs" / "predictions.json").read_text())
@@ -215,3 +244,6 @@ def test_photographs_are_detected_as_well_as_by_ultralytics_own_validation(photo
     assert ours.map > 0.3
     assert ours.map == pytest.approx(theirs.map, abs=0.003)
     assert ours.map50 == pytest.approx(theirs.map50, abs=0.003)
+    # By ultralytics' own count, what its validation says; by COCO's, another figure.
+    assert ours.ultralytics_map == pytest.approx(printed.box.map, abs=0.003)
+    assert ours.ultralytics_map50 == pytest.approx(printed.box.map50, abs=0.003)
