@@ -34,12 +34,14 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the figures go.")] = (
         Path(__file__).parents[1] / "results/accuracy.json"
     ),
+    disturbed: Annotated[str, typer.Option(help="Arms that shared their cores, whose times say nothing.")] = "",
 ) -> None:
     """Judge what has been run."""
     runs = [json.loads(path.read_text()) for path in sorted(work.glob("students/*/run.json"))]
+    timed = [run for run in runs if run["arm"] not in disturbed.split(",")]
     seeds = seeds_by_arm(runs)
     teacher = {split: mean_map([evaluation(work, "teacher", split)]) for split in SPLITS}
-    arms = {arm: describe(work, arm, numbers, runs) for arm, numbers in seeds.items()}
+    arms = {arm: describe(work, arm, numbers, timed) for arm, numbers in seeds.items()}
     parameters = {"teacher": read_card(work / "teacher").parameters}
     parameters["student"] = read_card(next(work.glob("students/default-*/last"))).parameters
     result = {
@@ -55,10 +57,10 @@ def main(
             for split in SPLITS
         ],
         "of_teacher": {split: arms["default"][split] / teacher[split] for split in SPLITS},
-        "time_to_plain": time_to(runs, "default", "plain"),
+        "time_to_plain": time_to(timed, "default", "plain"),
     }
     output.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, runs, output.with_suffix(".png"))
+    draw(result, timed, output.with_suffix(".png"))
     show(result)
 
 
@@ -91,10 +93,16 @@ def describe(work: Path, arm: str, seeds: Iterable[int], runs: Iterable[dict[str
         for seed in sorted(seeds)
     }
     means = {split: float(np.mean([one[split] for one in by_seed.values()])) for split in SPLITS}
-    spread = {f"{split}_sd": float(np.std([one[split] for one in by_seed.values()], ddof=1)) for split in SPLITS}
+    spread = {}
+    if len(by_seed) > 1:
+        spread = {f"{split}_sd": float(np.std([one[split] for one in by_seed.values()], ddof=1)) for split in SPLITS}
     seconds = [run["seconds"] for run in runs if run["arm"] == arm and run["seed"] in by_seed]
-    alone = len(by_seed) == 1
-    return {**means, **({} if alone else spread), "seconds": float(np.median(seconds)), "by_seed": by_seed}
+    return {
+        **means,
+        **spread,
+        "seconds": float(np.median(seconds)) if seconds else None,
+        "by_seed": by_seed,
+    }
 
 
 def explored(work: Path, runs: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -181,7 +189,8 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("teacher", "", *(f"{result['teacher'][split]:.1f}" for split in SPLITS), "")
     for arm, figures in result["arms"].items():
         accuracies = (f"{figures[split]:.1f}" for split in SPLITS)
-        table.add_row(arm, str(len(figures["by_seed"])), *accuracies, f"{figures['seconds']:.0f}")
+        seconds = f"{figures['seconds']:.0f}" if figures["seconds"] else "disturbed"
+        table.add_row(arm, str(len(figures["by_seed"])), *accuracies, seconds)
     console.print(table)
     for one in result["differences"]:
         met = "met" if one["estimate"] >= one["bar"] else "missed"
