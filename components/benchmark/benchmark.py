@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from yolo_distill.components.benchmark import worker
-from yolo_distill.components.benchmark.machine import Disturbance, describe_machine
+from yolo_distill.components.benchmark.machine import Disturbance, describe_machine, gpu_memory_in_use
 from yolo_distill.components.benchmark.results import Benchmark, BenchmarkEntry, Latency, write_benchmark
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, Split
 from yolo_distill.components.shared.cores import usable_cores
@@ -26,12 +26,18 @@ _IMAGES = 32
 
 
 def benchmark(
-    dataset: DetectionDataset, models: Mapping[str, Path], seconds: float, output: Path, split: Split = "val"
+    dataset: DetectionDataset,
+    models: Mapping[str, Path],
+    seconds: float,
+    output: Path,
+    split: Split = "val",
+    threads: int | None = None,
+    batch: int = 8,
 ) -> Benchmark:
     """Measure latency, throughput, size and memory of models.
 
     Each model runs in a fresh process of its own. They take turns in short slices: first one image at a time, for
-    latency and peak memory, then for throughput.
+    latency and peak memory, then for throughput. What an image or a batch takes first in a slice is not counted.
 
     Args:
         dataset: Where the images come from.
@@ -39,25 +45,32 @@ def benchmark(
         seconds: Measuring time for each model, half for latency and half for throughput.
         output: Where the benchmark artifact appears.
         split: Which of the dataset's splits to take images from.
+        threads: CPU threads of each model; as many as cores that this process may use by default.
+        batch: Images that PyTorch and ONNX Runtime take at a time for throughput, at least 1.
 
     Returns:
         The figures, as written.
 
     Raises:
-        InputError: A model cannot be opened, the split is empty or ``seconds`` is not positive.
+        InputError: A model cannot be opened, the split is empty, or there is no time, thread or image to measure with.
     """
     if not seconds > 0:
         raise InputError(f"seconds={seconds}", "there is no time to measure in", "Give a positive number")
+    threads = usable_cores() if threads is None else threads
+    for name, value in (("threads", threads), ("batch", batch)):
+        if value < 1:
+            raise InputError(f"{name}={value}", "is less than 1", "Give a positive number")
     records = dataset.split(split)[:_IMAGES]
     if not records:
         raise InputError(dataset.root, f"its {split} split is empty", "Prepare the data with images in that split")
     for folder in models.values():
         read_card(folder)
-    threads = usable_cores()
     machine = describe_machine(threads)
     images = [dataset.image_path(record) for record in records]
     with ExitStack() as stack:
-        workers = {role: stack.enter_context(_Worker(folder, threads, images)) for role, folder in models.items()}
+        workers = {
+            role: stack.enter_context(ModelProcess(folder, threads, batch, images)) for role, folder in models.items()
+        }
         for done, (role, process) in enumerate(workers.items()):
             report_progress(done, len(workers), "model", f"opening {role}")
             process.wait_ready()
@@ -66,6 +79,7 @@ def benchmark(
         disturbance = Disturbance(process.pid for process in workers.values())
         entries = _measure(workers, seconds)
         share = disturbance.share()
+        gpu_memory = {role: _given_back(process) for role, process in workers.items()}
     result = Benchmark(
         machine=machine,
         dataset=dataset.digest,
@@ -73,14 +87,16 @@ def benchmark(
         images=len(records),
         seconds=seconds,
         disturbance=share,
-        entries={role: _entry(models[role], workers[role].card, values) for role, values in entries.items()},
+        entries={
+            role: _entry(models[role], workers[role].card, values, gpu_memory[role]) for role, values in entries.items()
+        },
     )
     with new_directory(output) as folder:
         write_benchmark(folder, result)
     return result
 
 
-class _Worker:
+class ModelProcess:
     """A model's process, which ends with the block.
 
     Attributes:
@@ -89,19 +105,33 @@ class _Worker:
 
     card: ModelCard
 
-    def __init__(self, folder: Path, threads: int, images: list[Path]) -> None:
-        self._folder = folder
-        self._command = [sys.executable, "-m", worker.__name__, str(folder), str(threads), *map(str, images)]
+    def __init__(self, folder: Path, threads: int, batch: int, images: list[Path]) -> None:
+        """Describe the process.
 
-    def __enter__(self) -> "_Worker":
+        Args:
+            folder: The model artifact.
+            threads: CPU threads of the model.
+            batch: Images that PyTorch and ONNX Runtime take at a time for throughput.
+            images: The image files to use in turn.
+        """
+        self._folder = folder
+        arguments = [str(folder), str(threads), str(batch), *map(str, images)]
+        self._command = [sys.executable, "-m", worker.__name__, *arguments]
+
+    def __enter__(self) -> "ModelProcess":
         self._process = subprocess.Popen(  # noqa: S603
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.end()
+
+    def end(self) -> None:
+        """End the process, if it still runs."""
+        # Closes its streams and waits for it.
+        with self._process:
+            self._process.kill()
 
     @property
     def pid(self) -> int:
@@ -117,7 +147,15 @@ class _Worker:
         self.card = ModelCard.model_validate(self._answer()["card"])
 
     def measure(self, what: str, seconds: float) -> dict[str, Any]:
-        """Have the model measured for a while."""
+        """Have the model measured for a while.
+
+        Args:
+            what: ``latency`` or ``throughput``.
+            seconds: For how long.
+
+        Returns:
+            The figures by name.
+        """
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"measure": what, "seconds": seconds}) + "\n")
         self._process.stdin.flush()
@@ -135,7 +173,7 @@ class _Worker:
         return answer
 
 
-def _measure(workers: Mapping[str, _Worker], seconds: float) -> dict[str, dict[str, list[Any]]]:
+def _measure(workers: Mapping[str, ModelProcess], seconds: float) -> dict[str, dict[str, list[Any]]]:
     """Return every worker's answers, collected by their names."""
     collected: dict[str, dict[str, list[Any]]] = {role: {} for role in workers}
     turns = [(what, number) for what in ("latency", "throughput") for number in range(ROUNDS)]
@@ -149,16 +187,30 @@ def _measure(workers: Mapping[str, _Worker], seconds: float) -> dict[str, dict[s
     return collected
 
 
-def _entry(folder: Path, card: ModelCard, values: Mapping[str, list[Any]]) -> BenchmarkEntry:
-    end_to_end, network = (np.concatenate(values[name]) for name in ("end_to_end", "network"))
+def _given_back(process: ModelProcess) -> int | None:
+    """End a process and return how much of the GPUs' memory that freed, in bytes; ``None`` without a GPU.
+
+    The driver's own count of a process would not do: it goes by process numbers that a container does not know. Neither
+    would PyTorch's, which leaves out what TensorRT takes.
+    """
+    before = gpu_memory_in_use()
+    process.end()
+    after = gpu_memory_in_use()
+    return None if before is None or after is None else max(before - after, 0)
+
+
+def _entry(
+    folder: Path, card: ModelCard, values: Mapping[str, list[Any]], gpu_memory_bytes: int | None
+) -> BenchmarkEntry:
+    times = {name: np.concatenate(values[name]) for name in ("from_file", "end_to_end", "network")}
     return BenchmarkEntry(
         **card.model_dump(include={"name", "format", "precision", "imgsz", "parameters", "gflops"}),
         digest=card.digest,
         size_bytes=_model_size(folder / card.file),
         peak_memory_bytes=values["peak_memory_bytes"][-1],
-        end_to_end=_latency(end_to_end),
-        network=_latency(network),
-        samples=len(end_to_end),
+        gpu_memory_bytes=gpu_memory_bytes,
+        **{name: _latency(milliseconds) for name, milliseconds in times.items()},
+        samples=len(times["network"]),
         throughput=round(float(np.median(values["throughput"])), 2),
         throughput_mode=values["mode"][0],
     )

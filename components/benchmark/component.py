@@ -16,6 +16,8 @@ def benchmark(  # noqa: ANN201
     results: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     seconds: float = 6.0,
+    threads: int = 0,
+    batch: int = 8,
 ):
     """Measure how fast, small and frugal the models are on this machine.
 
@@ -32,6 +34,8 @@ def benchmark(  # noqa: ANN201
         results: Folder with benchmark.json, which holds machine, settings and one entry a model.
         metrics: Median latency, throughput and peak memory of each model.
         seconds: Measuring time for each model, half for latency and half for throughput.
+        threads: CPU threads of each model, 0 for as many as cores that the step may use.
+        batch: Images that PyTorch and ONNX Runtime take at a time for throughput.
     """
     from pathlib import Path
 
@@ -47,11 +51,12 @@ def benchmark(  # noqa: ANN201
         "openvino": openvino,
         "quantized": quantized,
     }
-    with task_run("benchmark", params={"seconds": seconds}) as run:
+    parameters = {"seconds": seconds, "threads": threads, "batch": batch}
+    with task_run("benchmark", params=parameters) as run:
         data = DetectionDataset.open(Path(dataset.path))
         run.log_dataset(data, context="benchmark")
         models = {role: Path(artifact.path) for role, artifact in artifacts.items()}
-        result = benchmark(data, models, seconds, Path(results.path))
+        result = benchmark(data, models, seconds, Path(results.path), threads=threads or None, batch=batch)
         run.log_metrics(result.metrics)
         run.log_artifact(Path(results.path) / BENCHMARK_NAME)
     results.metadata.update(cpu=result.machine.cpu, threads=result.machine.threads)

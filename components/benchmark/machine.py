@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -68,6 +70,17 @@ def peak_memory_bytes() -> int:
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(dict(line.split(":", 1) for line in status.splitlines())["VmHWM"].split()[0]) * 1024
+
+
+def gpu_memory_in_use() -> int | None:
+    """Return how many bytes of the machine's NVIDIA GPUs are in use, by whomever; ``None`` without such a GPU."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    # Images for GPUs hold the tool where there is no GPU, too.
+    return sum(map(int, answer.stdout.split())) * 2**20 if answer.returncode == 0 else None
 
 
 def _cpu_info() -> dict[str, str]:

@@ -47,6 +47,8 @@ class BenchmarkEntry(BaseModel):
         size_bytes: Size of the model's files.
         peak_memory_bytes: Largest resident memory of a fresh process that runs nothing but this model, one image at a
             time; interpreter and runtime are inside.
+        gpu_memory_bytes: What GPUs got back when the process ended; ``None`` without an NVIDIA GPU.
+        from_file: From an image's file to boxes, one image at a time; the file is in the system's cache.
         end_to_end: From a decoded image to boxes, one image at a time.
         network: The network alone, one image at a time.
         samples: Images that the latencies were taken from.
@@ -66,6 +68,8 @@ class BenchmarkEntry(BaseModel):
     gflops: float
     size_bytes: int
     peak_memory_bytes: int
+    gpu_memory_bytes: int | None
+    from_file: Latency
     end_to_end: Latency
     network: Latency
     samples: int
@@ -80,7 +84,7 @@ class Machine(BaseModel):
         cpu: Processor model.
         instructions: Instruction sets that decide how fast networks run.
         cores: Logical cores of the machine.
-        threads: Threads that each model was given, as many as cores that this process may use.
+        threads: Threads that each model was given.
         memory_bytes: Main memory.
         system: Operating system and kernel.
         versions: Versions of Python and the runtimes.

@@ -22,8 +22,6 @@ from yolo_distill.components.shared.detector.images import read_image
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
 
-BATCH = 8
-
 
 @dataclass(frozen=True)
 class Throughput:
@@ -39,17 +37,17 @@ class Throughput:
 
 
 class LatencyProbe:
-    """Runs single images from decoded pixels to boxes."""
+    """Runs single images from their files to boxes."""
 
-    def __init__(self, detector: Detector, images: list[np.ndarray]) -> None:
+    def __init__(self, detector: Detector, paths: list[Path]) -> None:
         self._detector = detector
-        self._images = itertools.cycle(images)
+        self._paths = itertools.cycle(paths)
 
-    def run(self, seconds: float) -> tuple[list[float], list[float]]:
+    def run(self, seconds: float) -> dict[str, list[float]]:
         """Measure for a while, at least one image.
 
         Returns:
-            Milliseconds of each image from end to end, and of the network alone.
+            Milliseconds of each image, by what they are the time of: ``from_file``, ``end_to_end`` and ``network``.
         """
         # The others ran in the meantime and the caches are theirs.
         self._time_one()
@@ -57,23 +55,26 @@ class LatencyProbe:
         times = [self._time_one()]
         while time.perf_counter() < deadline:
             times.append(self._time_one())
-        whole, network = zip(*times, strict=True)
-        return list(whole), list(network)
+        return {name: [each[name] for each in times] for name in times[0]}
 
-    def _time_one(self) -> tuple[float, float]:
-        image = next(self._images)
+    def _time_one(self) -> dict[str, float]:
+        path = next(self._paths)
         start = time.perf_counter()
+        image = read_image(path)
+        decoded = time.perf_counter()
         batch, placements = preprocess([image], self._detector.imgsz)
         prepared = time.perf_counter()
         raw = self._detector.infer(batch)
         inferred = time.perf_counter()
         postprocess(raw, placements)
-        return (time.perf_counter() - start) * 1e3, (inferred - prepared) * 1e3
+        end = time.perf_counter()
+        seconds = {"from_file": end - start, "end_to_end": end - decoded, "network": inferred - prepared}
+        return {name: value * 1e3 for name, value in seconds.items()}
 
 
-def batch_throughput(detector: Detector, images: list[np.ndarray]) -> Throughput:
+def batch_throughput(detector: Detector, size: int, images: list[np.ndarray]) -> Throughput:
     """Keep a network busy with batches, one after the other."""
-    batches = itertools.cycle(_batches(images, BATCH, detector.imgsz))
+    batches = itertools.cycle(_batches(images, size, detector.imgsz))
 
     def run(seconds: float) -> float:
         detector.infer(next(batches))
@@ -82,7 +83,7 @@ def batch_throughput(detector: Detector, images: list[np.ndarray]) -> Throughput
             done += len(detector.infer(next(batches)))
         return done / (time.perf_counter() - start)
 
-    return Throughput(f"batches of {BATCH}", run)
+    return Throughput(f"batches of {size}", run)
 
 
 def openvino_throughput(path: Path, imgsz: int, threads: int, images: list[np.ndarray]) -> Throughput:
@@ -115,12 +116,13 @@ def openvino_throughput(path: Path, imgsz: int, threads: int, images: list[np.nd
     return Throughput(f"{len(queue)} parallel requests", run)
 
 
-def main(folder: Path, threads: int, image_paths: list[Path], commands: TextIO, replies: TextIO) -> None:
+def main(folder: Path, threads: int, batch: int, image_paths: list[Path], commands: TextIO, replies: TextIO) -> None:
     """Open a model, say so, and serve commands until there are no more.
 
     Args:
         folder: The model artifact.
         threads: CPU threads to use.
+        batch: Images that throughput takes at a time, where not by parallel requests.
         image_paths: The images to use in turn.
         commands: One JSON object a line: ``{"measure": "latency" or "throughput", "seconds": …}``.
         replies: One JSON object a line for the opened model and for every command.
@@ -136,24 +138,23 @@ def main(folder: Path, threads: int, image_paths: list[Path], commands: TextIO, 
     except InputError as error:
         reply(subject=error.subject, problem=error.problem, remedy=error.remedy)
         return
-    latency = LatencyProbe(detector, images)
+    latency = LatencyProbe(detector, image_paths)
     throughput: Throughput | None = None
     reply(card=card.model_dump())
     for command in map(json.loads, commands):
         if command["measure"] == "latency":
-            end_to_end, network = latency.run(command["seconds"])
-            reply(end_to_end=end_to_end, network=network, peak_memory_bytes=peak_memory_bytes())
+            reply(**latency.run(command["seconds"]), peak_memory_bytes=peak_memory_bytes())
         else:
-            throughput = throughput or _throughput(folder, card, detector, threads, images)
+            throughput = throughput or _throughput(folder, card, detector, threads, batch, images)
             reply(throughput=throughput.run(command["seconds"]), mode=throughput.mode)
 
 
 def _throughput(
-    folder: Path, card: ModelCard, detector: Detector, threads: int, images: list[np.ndarray]
+    folder: Path, card: ModelCard, detector: Detector, threads: int, batch: int, images: list[np.ndarray]
 ) -> Throughput:
     if card.format == "openvino":
         return openvino_throughput(folder / card.file, card.imgsz, threads, images)
-    return batch_throughput(detector, images)
+    return batch_throughput(detector, batch, images)
 
 
 def _batches(images: list[np.ndarray], size: int, imgsz: ImageSize) -> Iterator[np.ndarray]:
@@ -167,4 +168,5 @@ if __name__ == "__main__":
     # What libraries print must not mix with the replies.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    main(Path(sys.argv[1]), int(sys.argv[2]), [Path(name) for name in sys.argv[3:]], sys.stdin, answers)
+    opened, threads, batch, *names = sys.argv[1:]
+    main(Path(opened), int(threads), int(batch), [Path(name) for name in names], sys.stdin, answers)
