@@ -73,10 +73,10 @@ def test_a_distillation_is_taken_up_by_more_processes(
     tmp_path: Path,
     digits: DetectionDataset,
     cache: TeacherCache,
-    teacher_dir: Path,
+    lively_dir: Path,
     killed_in_the_second_epoch: Callable,
 ) -> None:
-    arguments = {"name": "s", "recipe": load_recipe("default"), "teacher": cache, "teacher_model": teacher_dir}
+    arguments = {"name": "s", "recipe": load_recipe("default"), "teacher": cache, "teacher_model": lively_dir}
     whole = distill(digits, MODEL, SETTINGS, tmp_path / "whole", **arguments)
     arguments["work_root"] = tmp_path / "work"
     with killed_in_the_second_epoch():
