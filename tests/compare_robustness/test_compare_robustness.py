@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from kfp import dsl
 
 from yolo_distill.components.compare_robustness.compare import compare_robustness
-from yolo_distill.components.compare_robustness.component import compare_robustness as component
 from yolo_distill.components.evaluate_map.evaluate import SETTINGS
 from yolo_distill.components.evaluate_map.evaluation import EvaluatedModel
 from yolo_distill.components.evaluate_robustness.robustness import (
@@ -63,12 +61,10 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def test_everything_is_written_by_the_component(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    made = {name: kind(uri=str(tmp_path / name)) for name, kind in {"table": dsl.Markdown, "report": dsl.HTML}.items()}
-    component.python_func(**{name: dsl.Artifact(uri=str(folder)) for name, folder in folders.items()}, **made)
+def test_everything_is_written(folders: dict[str, Path], tmp_path: Path) -> None:
+    named = {"INT8" if name == "quantized" else name: folder for name, folder in folders.items()}
+    result = compare_robustness(named, tmp_path / "table", tmp_path / "report")
+    assert result["plain"] == robustness("plain", 0.8 - 0.1)
     table = (tmp_path / "table").read_text()
     assert "| teacher | 80.0 | 48.0 | 60.0 | 40.0 | 8.0 |" in table
     assert "| INT8 | 50.0 | 30.0 | 60.0 | 25.0 | 5.0 |" in table

