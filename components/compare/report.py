@@ -1,9 +1,10 @@
 """The comparison as a page that needs nothing else."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
@@ -15,6 +16,7 @@ from yolo_distill.components.shared.pages import COLOURS, render_page
 
 _MOST_CLASSES = 20
 _COLOURS: dict[Role, str] = dict(zip(ROLES, COLOURS, strict=False))
+_FRONT = "on the front: no other model is as accurate for less, or more accurate for as little"
 _TRAINED: tuple[Role, ...] = ("plain", "distilled", "teacher")
 
 
@@ -48,23 +50,46 @@ def report(comparison: Comparison, evaluations: Mapping[Role, Path]) -> str:
 
 
 def _trade_off(comparison: Comparison) -> Figure:
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axis = figure.subplots()
-    largest = max(model.size_bytes for model in comparison.models)
-    for model in comparison.models:
-        area = 1500 * model.size_bytes / largest
-        point = (model.latency_ms, 100 * model.map)
-        axis.scatter(*point, s=area, color=_COLOURS[model.role], alpha=0.5)
-        axis.scatter(*point, s=8, color=_COLOURS[model.role], label=f"{_label(model)}, {model.size_bytes / 1e6:.1f} MB")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
-    axis.margins(0.18)
-    axis.set_xlabel("median latency of one image in ms, logarithmic")
-    axis.set_ylabel("mAP50-95 in %")
-    axis.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside lower center", ncols=2, markerscale=3, frameon=False)
+    """Draw accuracy over latency and over size, each with the front of the models that none beats in both."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    costs: tuple[tuple[str, Callable[[ComparedModel], float]], ...] = (
+        ("median latency of one image in ms, logarithmic", lambda model: model.latency_ms),
+        ("size of the model's files in MB, logarithmic", lambda model: model.size_bytes / 1e6),
+    )
+    for axis, (label, cost) in zip(panels, costs, strict=True):
+        _draw_front(axis, [(cost(model), 100 * model.map) for model in comparison.models])
+        for model in comparison.models:
+            point = (cost(model), 100 * model.map)
+            axis.scatter(*point, s=60, color=_COLOURS[model.role], label=_label(model), zorder=3)
+            # Aslant, so that neighbours of equal accuracy do not run into each other.
+            axis.annotate(model.role, point, (5, 9), textcoords="offset points", rotation=40, rotation_mode="anchor")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
+        axis.margins(0.25, 0.2)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("mAP50-95 in %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _draw_front(axis: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw the front of cost and accuracy as the stairs it is: between two models there is none to choose."""
+    front = pareto_front(points)
+    costs, accuracies = zip(*front, strict=True)
+    axis.step(costs, accuracies, where="post", color="grey", linewidth=1, zorder=1)
+    axis.scatter(costs, accuracies, s=190, facecolors="none", edgecolors="grey", label=_FRONT, zorder=2)
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points of cost and accuracy that no other beats in one and equals in the other, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
 
 
 def _per_class(comparison: Comparison, classes: list[str]) -> Figure:

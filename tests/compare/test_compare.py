@@ -1,3 +1,4 @@
+import random
 import re
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from yolo_distill.components.benchmark.results import read_benchmark
 from yolo_distill.components.compare.compare import compare
 from yolo_distill.components.compare.comparison import ROLES, Comparison, Role, build_comparison, read_comparison
-from yolo_distill.components.compare.report import report
+from yolo_distill.components.compare.report import pareto_front, report
 from yolo_distill.components.compare.summary import COLUMNS, summary
 from yolo_distill.components.evaluate_map.evaluation import Evaluation, read_evaluation
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
@@ -116,6 +117,25 @@ def test_the_page_needs_nothing_else(comparison: Comparison, evaluations: dict[R
     # Two plots, and pictures of the detections of teacher, both students and the INT8 model.
     assert page.count("data:image/png;base64,") == 2
     assert page.count("data:image/jpeg;base64,") == 4
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        # So few values that many points share a cost, an accuracy or both.
+        points = [(float(draw.randrange(6)), float(draw.randrange(6))) for _ in range(draw.randrange(1, 12))]
+        unbeaten = {
+            (cost, accuracy)
+            for cost, accuracy in points
+            if not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)
+        }
+        assert pareto_front(points) == sorted(unbeaten)
+
+
+def test_the_front_of_known_models(known: Comparison) -> None:
+    points = {(model.latency_ms, model.map): model.role for model in known.models}
+    # The distilled student in PyTorch is as accurate as in OpenVINO and slower, the plain one is worse than both.
+    assert [points[point] for point in pareto_front(points)] == ["quantized", "openvino", "teacher"]
 
 
 def test_names_cannot_break_out_of_the_page(comparison: Comparison) -> None:
