@@ -63,12 +63,12 @@ def test_the_checkpoint_itself(checkpoint, lively_dir, images, digits, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "box_tolerance", "score_tolerance"),
     [
-        ({"format": "onnx"}, 0.01, 1e-4),
-        ({"format": "onnx", "dynamic": True}, 0.01, 1e-4),
-        ({"format": "onnx", "opset": 12, "batch": 4, "simplify": False}, 0.01, 1e-4),
+        ({"format": "onnx"}, 0.02, 1e-4),
+        ({"format": "onnx", "dynamic": True}, 0.02, 1e-4),
+        ({"format": "onnx", "opset": 12, "batch": 4, "simplify": False}, 0.02, 1e-4),
         ({"format": "onnx", "quantize": 16}, 25, 0.15),
-        ({"format": "openvino"}, 0.01, 1e-4),
-        ({"format": "openvino", "dynamic": True}, 0.01, 1e-4),
+        ({"format": "openvino"}, 0.02, 1e-4),
+        ({"format": "openvino", "dynamic": True}, 0.02, 1e-4),
         ({"format": "openvino", "quantize": 16}, 25, 0.15),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -185,7 +185,7 @@ def test_a_transposed_output(plain, lively_dir, images, tmp_path, named):
     for path in (source, tmp_path / "m.xml"):
         parity = compare_detectors(open_detector(lively_dir), open_detector(path), images)
         assert parity.score_difference < 1e-4
-        assert parity.box_difference < 0.01
+        assert parity.box_difference < 0.02
 
 
 @pytest.fixture(scope="module")
