@@ -36,6 +36,7 @@ def artifacts(
                 name=name,
                 recipe=recipe,
                 teacher=recipe and choose_teacher(recipe, folder / "cache", None),
+                teacher_model=teacher_dir,
             )
             write_history(place / "history", TrainingHistory(model=trained.card.digest, epochs=trained.history))
             evaluate(digits, place / "student", "val", place / "evaluation")
