@@ -96,6 +96,21 @@ def test_a_gpus_tool_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert gpu_memory_in_use() == 128 * 2**20
 
 
+@pytest.mark.skipif("amx_int8" not in describe_machine(1).instructions, reason="needs a processor with AMX")
+def test_a_small_int8_model_runs_without_amx(digits: DetectionDataset, teacher_dir: Path, student_dir: Path) -> None:
+    model = five_models(digits.root, teacher_dir, student_dir)["quantized"]
+    # A process of its own, because OpenVINO chooses instructions once.
+    code = f"""
+from pathlib import Path
+from yolo_distill.components.shared.detector import open_detector
+compiled = open_detector(Path({str(model)!r})).network._request.get_compiled_model()
+print([node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ops()])
+"""
+    kernels = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "brgconv_avx512_I8" in kernels
+    assert "amx" not in kernels
+
+
 def test_a_model_that_cannot_be_opened_is_the_users_error(
     digits: DetectionDataset, teacher_dir: Path, tmp_path: Path
 ) -> None:

@@ -10,8 +10,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from PIL import ExifTags, Image
 
 from yolo_distill.components.shared.detector import detect, open_detector, read_batches, read_image, require_classes
+from yolo_distill.components.shared.detector.instructions import VARIABLE
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, digest_files, read_card, write_card
 
@@ -76,15 +78,20 @@ def test_onnx_takes_any_batch(tmp_path, batch):
     assert (detector.classes, detector.imgsz) == (CLASSES, 64)
 
 
-def test_openvino_takes_any_batch_and_keeps_earlier_answers(tmp_path):
+def openvino_model(folder: Path, batch: int | str = 1) -> Path:
+    """The same as an OpenVINO artifact."""
     import openvino
 
+    source = onnx_model(folder / f"onnx-{batch}", [7, 20], batch)
+    target = folder / f"openvino-{batch}"
+    target.mkdir()
+    openvino.save_model(openvino.convert_model(source / "m.onnx"), target / "m.xml", compress_to_fp16=False)
+    return write_model_card(target, "openvino", "m.xml")
+
+
+def test_openvino_takes_any_batch_and_keeps_earlier_answers(tmp_path):
     for batch in (1, "batch"):
-        source = onnx_model(tmp_path / f"onnx-{batch}", [7, 20], batch)
-        folder = tmp_path / f"openvino-{batch}"
-        folder.mkdir()
-        openvino.save_model(openvino.convert_model(source / "m.onnx"), folder / "m.xml", compress_to_fp16=False)
-        detector = open_detector(write_model_card(folder, "openvino", "m.xml"), threads=1)
+        detector = open_detector(openvino_model(tmp_path, batch), threads=1)
         images = np.random.default_rng(0).random((3, 3, 64, 64), dtype=np.float32)
         first = detector.infer(images[:1])
         answers = detector.infer(images)
@@ -146,6 +153,30 @@ def test_openvino_leaves_no_trace_of_a_report(tmp_path):
     assert run_python(code, HOME=str(tmp_path)) == ""
     # Its client id would lie here.
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("gflops", "users", "seen"), [(2.2, None, "AVX512_CORE_FP16"), (8.7, None, None), (2.2, "AVX2", "AVX2")]
+)
+def test_openvino_does_without_amx_where_a_network_is_small(tmp_path, monkeypatch, gflops, users, seen):
+    from yolo_distill.components.shared.detector import openvino_runtime
+
+    folder = openvino_model(tmp_path)
+    card = read_card(folder)
+    write_card(folder, card.model_copy(update={"gflops": gflops}))
+    monkeypatch.setenv(VARIABLE, users) if users else monkeypatch.delenv(VARIABLE, raising=False)
+    limits = []
+
+    class Watched(openvino_runtime.OpenVinoNetwork):
+        def __init__(self, *arguments):
+            limits.append(os.environ.get(VARIABLE))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(openvino_runtime, "OpenVinoNetwork", Watched)
+    open_detector(folder)
+    assert limits == [seen]
+    # Other programs that are started later decide for themselves.
+    assert os.environ.get(VARIABLE) == users
 
 
 def test_a_folder_without_a_card(tmp_path):
@@ -236,6 +267,42 @@ def test_images_are_read_in_order(digits):
     for path, image in zip(paths, [image for batch in batches for image in batch], strict=True):
         assert np.array_equal(image, read_image(path))
     assert list(read_batches([], 3)) == []
+
+
+def grey(image, path):
+    image.convert("L").convert("RGB").save(path.with_name("plain.png"))
+    image.convert("L").save(path)
+
+
+def deep(image, path):
+    Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257).save(path)
+    grey(image, path.with_suffix(".grey.png"))
+
+
+def cmyk(image, path):
+    image.save(path.with_name("plain.png"))
+    image.convert("CMYK").save(path, quality=100, subsampling=0)
+
+
+def lying(image, path):
+    image.save(path.with_name("plain.png"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=100, subsampling=0)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (1, 1)])
+@pytest.mark.parametrize(("make", "name"), [(grey, "i.png"), (deep, "i.png"), (cmyk, "i.jpg"), (lying, "i.jpg")])
+def test_unusual_images_are_detected_in_as_usual_ones(student_dir, digits, tmp_path, make, name, size):
+    scene = Image.open(digits.image_path(digits.split("val")[0])).convert("RGB")
+    make(scene.crop((40, 40, 40 + size[0], 40 + size[1])), tmp_path / name)
+    image, plain = read_image(tmp_path / name), read_image(tmp_path / "plain.png")
+    assert image.dtype == np.uint8
+    assert image.shape == plain.shape == (size[1], size[0], 3)
+    assert np.abs(image.astype(int) - plain).mean() <= 3
+    [found] = detect(open_detector(student_dir), [image])
+    assert np.isfinite(found.boxes).all()
+    assert ((found.boxes >= 0) & (found.boxes <= [*size, *size])).all()
 
 
 def test_an_image_that_cannot_be_read(tmp_path, digits):

@@ -1,6 +1,7 @@
 """Opening a model, of ours or from elsewhere, with the runtime that its format needs."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.detections import Detector
+from yolo_distill.components.shared.detector.instructions import suited_instructions
 from yolo_distill.components.shared.detector.letterbox import PAD_VALUE
 from yolo_distill.components.shared.detector.locating import ModelFile, locate_model
 from yolo_distill.components.shared.detector.metadata import Declared, read_declared
@@ -105,7 +107,8 @@ def _open(found: ModelFile, threads: int) -> Network:
             f"is in {found.format} format, which needs the package {error.name}, and that is not installed",
             "Install it, or give the model in another format",
         ) from error
-    network: Network = runtime(found.path, threads)
+    with suited_instructions(found.card.gflops) if found.card else nullcontext():
+        network: Network = runtime(found.path, threads)
     return network
 
 
