@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from yolo_distill.components.shared import image
-from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.errors import InputError, spoken
 from yolo_distill.components.shared.lineage import IMAGE_VARIABLE
 from yolo_distill.components.shared.train_job.settings import (
     SETTINGS_VARIABLE,
@@ -99,18 +99,11 @@ class SecretEnv(_Part):
     env: dict[str, _EnvName] = Field(min_length=1)
 
 
-class Volume(_Part):
-    """A PersistentVolumeClaim that a task mounts.
-
-    Attributes:
-        claim: Name of the claim.
-        mount: Absolute path in the container.
-        sub_path: Folder of the volume that is mounted; all of it by default.
-    """
+class Volume(ClaimMount):
+    """A PersistentVolumeClaim that a task mounts, its fields as strict as a user's file demands."""
 
     claim: KubernetesName
     mount: _AbsolutePath
-    sub_path: str = ""
 
 
 class TaskSettings(_Part):
@@ -305,7 +298,7 @@ def load_cluster(file: Path) -> ClusterSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        problem = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        problem = spoken(first["msg"])
         subject = f"--cluster {file}" + (f": {place}" if place else "")
         raise InputError(subject, problem, "See manifests/cluster.example.yaml") from error
 
@@ -404,7 +397,7 @@ def _train_job(cluster: ClusterSettings, settings: TaskSettings) -> TrainJobSett
             for secret in settings.secrets
             for key, variable in secret.env.items()
         ),
-        volumes=tuple(ClaimMount.model_validate(volume.model_dump()) for volume in settings.volumes),
+        volumes=settings.volumes,
         shm=_kubernetes_amount(settings.shm or ""),
         node_selector=settings.node_selector,
         tolerations=tuple(_toleration(toleration) for toleration in settings.tolerations),

@@ -1,6 +1,8 @@
 """What the tests of several steps share."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,29 @@ def bccd_root(test_data: Path) -> Path:
 def coco_weights(test_data: Path) -> Path:
     """A YOLOv8n that knows COCO's 80 classes."""
     return test_data.parent / "weights" / "yolov8n-coco.pt"
+
+
+@pytest.fixture(scope="session")
+def coco_photographs(
+    test_data: Path, coco_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], DetectionDataset]:
+    """Makes dataset artifacts of the first of COCO's validation images."""
+    import cv2
+
+    from yolo_distill.components.prepare_data.dataset import describe_image, write_index
+    from yolo_distill.components.shared.detector.pytorch_runtime import load_network
+
+    def make(count: int) -> DetectionDataset:
+        source, root = test_data / "coco128", tmp_path_factory.mktemp("photographs")
+        (root / "images" / "val").mkdir(parents=True)
+        (root / "labels" / "val").mkdir(parents=True)
+        records = []
+        for path in sorted((source / "images" / "val2017").iterdir())[:count]:
+            shutil.copy(path, root / "images" / "val")
+            shutil.copy(source / "labels" / "val2017" / f"{path.stem}.txt", root / "labels" / "val")
+            height, width = cv2.imread(str(path)).shape[:2]
+            records.append(describe_image(root, f"images/val/{path.name}", "val", width, height))
+        write_index(root, list(load_network(coco_weights).names.values()), records, "coco128")
+        return DetectionDataset.open(root)
+
+    return make

@@ -9,7 +9,6 @@ from yolo_distill.components.compare.comparison import (
     Role,
     RoleDifference,
     build_comparison,
-    require_comparable,
     write_comparison,
 )
 from yolo_distill.components.compare.report import report
@@ -41,9 +40,8 @@ def compare(evaluations: Mapping[Role, Path], benchmark: Path, table: Path, page
         InputError: An artifact is not what it should be, or they do not belong together.
     """
     figures = {role: read_evaluation(folder) for role, folder in evaluations.items()}
-    speed = read_benchmark(benchmark)
-    require_comparable(figures)
-    result = build_comparison(figures, speed, _differences(evaluations, figures["teacher"].images))
+    result = build_comparison(figures, read_benchmark(benchmark))
+    result = result.model_copy(update={"differences": _differences(evaluations, result.images)})
     content = report(result, evaluations)
     write_text(table, summary(result).markdown())
     write_text(page, content)

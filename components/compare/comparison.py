@@ -5,7 +5,7 @@ Layout of the artifact::
     comparison.json   every figure of the table and what follows from them
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from yolo_distill.components.benchmark.results import Benchmark, Machine
 from yolo_distill.components.evaluate_map.coco import ClassMetrics
-from yolo_distill.components.evaluate_map.evaluation import Evaluation, EvaluationSettings
+from yolo_distill.components.evaluate_map.evaluation import CONDITIONS, Evaluation, EvaluationSettings
 from yolo_distill.components.evaluate_map.paired import Interval
 from yolo_distill.components.prepare_data.dataset import Split
 from yolo_distill.components.shared.errors import InputError
@@ -158,21 +158,18 @@ class Comparison(BaseModel):
         return {name: round(value, 6) for name, value in figures.items()}
 
 
-def build_comparison(
-    evaluations: Mapping[Role, Evaluation], benchmark: Benchmark, differences: Sequence[RoleDifference] = ()
-) -> Comparison:
+def build_comparison(evaluations: Mapping[Role, Evaluation], benchmark: Benchmark) -> Comparison:
     """Put evaluations and a benchmark together.
 
     Args:
         evaluations: One of each role.
         benchmark: The same models' speed, by the same roles.
-        differences: What the evaluations say of pairs of them.
 
     Raises:
         InputError: The evaluations are not of the same images under the same settings, or the benchmark did not measure
             the models that were evaluated.
     """
-    require_comparable(evaluations)
+    _require_comparable(evaluations)
     first = evaluations["teacher"]
     return Comparison(
         dataset=first.dataset,
@@ -183,24 +180,7 @@ def build_comparison(
         machine=benchmark.machine,
         disturbance=benchmark.disturbance,
         models=[_compared(role, evaluations[role], benchmark) for role in ROLES],
-        differences=list(differences),
     )
-
-
-def require_comparable(evaluations: Mapping[Role, Evaluation]) -> None:
-    """Refuse evaluations that are not of the same images under the same settings.
-
-    Raises:
-        InputError: One differs from the teacher's.
-    """
-    remedy = "Evaluate all models on the same split of the same dataset with the same settings"
-    for role, evaluation in evaluations.items():
-        for what in ("dataset", "split", "images", "settings"):
-            own, expected = getattr(evaluation, what), getattr(evaluations["teacher"], what)
-            if own != expected:
-                raise InputError(
-                    f"evaluation of {role}", f"its {what} is {own}, the teacher's evaluation has {expected}", remedy
-                )
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -223,6 +203,18 @@ def read_comparison(folder: Path) -> Comparison:
         origin="Give the output of compare",
         again="Compare again",
     )
+
+
+def _require_comparable(evaluations: Mapping[Role, Evaluation]) -> None:
+    """Refuse evaluations that are not of the same images under the same settings."""
+    remedy = "Evaluate all models on the same split of the same dataset with the same settings"
+    for role, evaluation in evaluations.items():
+        for what in CONDITIONS:
+            own, expected = getattr(evaluation, what), getattr(evaluations["teacher"], what)
+            if own != expected:
+                raise InputError(
+                    f"evaluation of {role}", f"its {what} is {own}, the teacher's evaluation has {expected}", remedy
+                )
 
 
 def _compared(role: Role, evaluation: Evaluation, benchmark: Benchmark) -> ComparedModel:

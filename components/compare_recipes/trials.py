@@ -6,11 +6,10 @@ from pathlib import Path
 
 from yolo_distill.components.distill_train.history import TrainingHistory, read_history
 from yolo_distill.components.distill_train.recipe import PLAIN
-from yolo_distill.components.evaluate_map.evaluation import Evaluation, read_evaluation
+from yolo_distill.components.evaluate_map.evaluation import CONDITIONS, Evaluation, read_evaluation
 from yolo_distill.components.shared.errors import InputError
 
-# What all trials must share: of their evaluations, of the models, and of what the models were made from.
-_SAME = ("dataset", "split", "images", "settings")
+# What all trials must share besides the conditions of evaluation: of the models, and of what they were made from.
 _SAME_MODEL = ("architecture", "imgsz", "format", "precision")
 _SAME_LINEAGE = ("dataset", "epochs", "pretrained")
 
@@ -84,7 +83,7 @@ def _require_comparable(trial: Trial, first: Trial) -> None:
 def _conditions(trial: Trial) -> dict[str, object]:
     evaluation, model = trial.evaluation, trial.evaluation.model
     return (
-        {what: getattr(evaluation, what) for what in _SAME}
+        {what: getattr(evaluation, what) for what in CONDITIONS}
         | {f"model's {what}": getattr(model, what) for what in _SAME_MODEL}
         | {f"training's {what}": model.lineage.get(what) for what in _SAME_LINEAGE}
     )

@@ -113,9 +113,10 @@ class DistillationLoss(SharedDetectionLoss):
         assert self.distillation is not None
         recipe = self.distillation.recipe
         step = self._step(preds, batch)
-        terms: dict[str, torch.Tensor] = {term.loss: term_value(term, step) for term in recipe.terms}
         shares = self._shares(step)
-        terms = {term.loss: terms[term.loss] * shares.get(getattr(term, "region", None), 1.0) for term in recipe.terms}
+        terms: dict[str, torch.Tensor] = {
+            term.loss: term_value(term, step) * shares.get(getattr(term, "region", None), 1.0) for term in recipe.terms
+        }
         if recipe.calibrate:
             terms = self._calibrated(terms, detection)
         weighted: dict[str, torch.Tensor] = {

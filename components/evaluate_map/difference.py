@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from yolo_distill.components.evaluate_map.evaluation import read_coco_files, read_evaluation
+from yolo_distill.components.evaluate_map.evaluation import CONDITIONS, read_coco_files, read_evaluation
 from yolo_distill.components.evaluate_map.matches import find_matches
 from yolo_distill.components.evaluate_map.paired import (
     Interval,
@@ -58,7 +58,7 @@ def compare_evaluations(model: Path, against: Path) -> ModelDifference:
         InputError: A folder is no evaluation, or they are not of the same images, labels and settings.
     """
     first, second = read_evaluation(model), read_evaluation(against)
-    for what in ("dataset", "split", "images", "settings"):
+    for what in CONDITIONS:
         own, expected = getattr(first, what), getattr(second, what)
         if own != expected:
             raise InputError(model, f"its {what} is {own}, that of {against} is {expected}", "Evaluate both alike")

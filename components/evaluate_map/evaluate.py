@@ -57,7 +57,7 @@ def evaluate(dataset: DetectionDataset, model_folder: Path, split: str, output: 
     card = read_card(model_folder)
     require_classes(model_folder, card, dataset.classes)
     detector = open_detector(model_folder)
-    confusion = ConfusionCounter(dataset.classes)
+    counter = ConfusionCounter(dataset.classes)
     pictured = {round(i) for i in np.linspace(0, len(records) - 1, _PICTURES)}
     pictures: list[np.ndarray] = []
     results: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def evaluate(dataset: DetectionDataset, model_folder: Path, split: str, output: 
             require_size(dataset, record, image)
             done += 1
             results += coco_results(done, detections)
-            confusion.add(*dataset.boxes(record), detections)
+            counter.add(*dataset.boxes(record), detections)
             if done - 1 in pictured:
                 pictures.append(side_by_side(image, *dataset.boxes(record), detections, dataset.classes))
         report_progress(done, len(records), "image")
@@ -86,12 +86,13 @@ def evaluate(dataset: DetectionDataset, model_folder: Path, split: str, output: 
         ultralytics_map=theirs.map,
         ultralytics_map50=theirs.map50,
     )
-    page = report(evaluation, curves, confusion.result())
+    confusion = counter.result()
+    page = report(evaluation, curves, confusion)
     with new_directory(output) as folder:
         write_text(folder / DETECTIONS_NAME, json.dumps(results))
         write_text(folder / GROUND_TRUTH_NAME, json.dumps(truth))
         cv2.imwrite(str(folder / PICTURE_NAME), contact_sheet(pictures))
-        write_confusion(folder, confusion.result())
+        write_confusion(folder, confusion)
         write_text(folder / REPORT_NAME, page)
         write_evaluation(folder, evaluation)
     return evaluation

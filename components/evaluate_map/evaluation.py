@@ -29,6 +29,9 @@ GROUND_TRUTH_NAME = "ground_truth.json"
 PICTURE_NAME = "detections.jpg"
 REPORT_NAME = "report.html"
 
+# Fields of an evaluation that must be the same for figures to compare.
+CONDITIONS = ("dataset", "split", "images", "settings")
+
 
 class EvaluatedModel(BaseModel):
     """Which model was evaluated.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yolo_distill.components.evaluate_map.evaluation import EvaluatedModel, EvaluationSettings
 from yolo_distill.components.evaluate_robustness.corruptions import CORRUPTIONS, SEVERITIES
 from yolo_distill.components.prepare_data.dataset import Split
-from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.errors import InputError, spoken
 from yolo_distill.components.shared.files import write_text
 from yolo_distill.components.shared.records import read_record
 
@@ -104,7 +104,7 @@ def parse_settings(
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         given = {"corruptions": corruptions, "severities": severities, "epsilons": epsilons}.get(name, values[name])
-        problem = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        problem = spoken(first["msg"])
         raise InputError(f"{name} {given}", problem, "See the step's README for what it takes") from error
 
 

@@ -4,15 +4,11 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yolo_distill.components.shared.ultralytics_env  # noqa: F401  ultralytics reads its settings when imported
-
-from ultralytics.engine.exporter import Exporter
-
 from yolo_distill.components.export_openvino.artifact import write_converted_card
+from yolo_distill.components.export_openvino.exporter import run_exporter
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import open_detector, require_classes
-from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory
 from yolo_distill.components.shared.model_card import ModelCard, read_card
@@ -61,12 +57,8 @@ def export_ncnn(dataset: DetectionDataset, model_folder: Path, output: Path) -> 
 
 
 def _write_ncnn(checkpoint: Path, imgsz: int, target: Path) -> None:
-    network = load_network(checkpoint)
     with TemporaryDirectory() as folder:
-        # The exporter takes these from the network: where to write, and the training's arguments, which name paths.
-        network.pt_path, network.task, network.args = str(Path(folder) / "model.pt"), "detect", None
-        settings = {"format": "ncnn", "imgsz": imgsz, "quantize": 16, "batch": 1, "device": "cpu"}
-        made = Path(Exporter(overrides=settings)(network))
+        made = run_exporter(checkpoint, Path(folder), format="ncnn", imgsz=imgsz, quantize=16)
         # Its metadata has a date and its Python file a path; the card says the rest.
         for suffix in (".param", ".bin"):
             shutil.copyfile(made / f"model.ncnn{suffix}", target / f"model.ncnn{suffix}")

@@ -5,21 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yolo_distill.components.shared.ultralytics_env
-
 import yolo_distill.components.shared.detector.openvino_env  # noqa: F401  openvino reports home when imported
 
 # isort: split
 import onnx
 import openvino
 from openvino.preprocess import ColorFormat, PrePostProcessor
-from ultralytics.engine.exporter import Exporter
 
 from yolo_distill.components.export_openvino.artifact import write_converted_card
+from yolo_distill.components.export_openvino.exporter import run_exporter
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.detector import open_detector, require_classes
-from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory
 from yolo_distill.components.shared.model_card import PIXELS, ModelCard, read_card
@@ -163,13 +160,10 @@ def with_pixel_input(model: openvino.Model) -> openvino.Model:
 
 
 def _write_onnx(checkpoint: Path, imgsz: int, target: Path) -> None:
-    network = load_network(checkpoint)
     with TemporaryDirectory() as folder:
-        # The exporter takes these from the network: where to write, and the training's arguments, which name paths.
-        network.pt_path, network.task, network.args = str(Path(folder) / "model.pt"), "detect", None
-        # A fixed batch of one image is what both runtimes are fastest with, even for several images.
-        settings = {"format": "onnx", "imgsz": imgsz, "opset": OPSET, "simplify": True, "batch": 1, "device": "cpu"}
-        model = onnx.load(Exporter(overrides=settings)(network))
+        model = onnx.load(
+            run_exporter(checkpoint, Path(folder), format="onnx", imgsz=imgsz, opset=OPSET, simplify=True)
+        )
     # Without the date, equal weights make equal files, so that digests and caches hold.
     kept = [entry for entry in model.metadata_props if entry.key != "date"]
     del model.metadata_props[:]

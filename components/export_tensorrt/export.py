@@ -9,7 +9,12 @@ from yolo_distill.components.export_openvino.artifact import write_converted_car
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
 from yolo_distill.components.export_tensorrt.precision import write_fp16, write_int8
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, ImageRecord
-from yolo_distill.components.quantize.calibration import calibration_inputs, draw_calibration, write_calibration
+from yolo_distill.components.quantize.calibration import (
+    calibration_inputs,
+    calibration_lineage,
+    draw_calibration,
+    write_calibration,
+)
 from yolo_distill.components.shared.detector import open_detector, require_classes
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import new_directory, write_bytes
@@ -147,10 +152,4 @@ def _lineage(dataset: DetectionDataset, drawn: list[ImageRecord], seed: int) -> 
 
     # An engine fits the GPU and the version that it was built with.
     lineage = {"tensorrt": tensorrt.__version__, "gpu": torch.cuda.get_device_name()}
-    if drawn:
-        lineage |= {
-            "calibration_dataset": dataset.digest,
-            "calibration_images": str(len(drawn)),
-            "calibration_seed": str(seed),
-        }
-    return lineage
+    return lineage | (calibration_lineage(dataset, drawn, seed) if drawn else {})

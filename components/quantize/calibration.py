@@ -54,6 +54,15 @@ def calibration_inputs(dataset: DetectionDataset, records: Sequence[ImageRecord]
         yield preprocess([read_image(dataset.image_path(record))], imgsz)[0]
 
 
+def calibration_lineage(dataset: DetectionDataset, records: Sequence[ImageRecord], seed: int) -> dict[str, str]:
+    """Return what a model card says of the images that ranges were measured on."""
+    return {
+        "calibration_dataset": dataset.digest,
+        "calibration_images": str(len(records)),
+        "calibration_seed": str(seed),
+    }
+
+
 def write_calibration(folder: Path, records: Sequence[ImageRecord]) -> None:
     """List the images in a model artifact, each with its SHA-256."""
     listed = [{"file": record.file, "sha256": record.sha256} for record in records]

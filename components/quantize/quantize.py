@@ -12,7 +12,12 @@ from yolo_distill.components.evaluate_map.evaluate import labelled_images
 from yolo_distill.components.export_openvino.artifact import write_converted_card
 from yolo_distill.components.export_openvino.parity import PARITY_IMAGES, Parity, compare_detectors, sample_images
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
-from yolo_distill.components.quantize.calibration import calibration_inputs, draw_calibration, write_calibration
+from yolo_distill.components.quantize.calibration import (
+    calibration_inputs,
+    calibration_lineage,
+    draw_calibration,
+    write_calibration,
+)
 from yolo_distill.components.quantize.linear import refuse_dynamic_linear
 from yolo_distill.components.quantize.onnx_int8 import quantize_onnx
 from yolo_distill.components.quantize.openvino_int8 import float_layers, quantize_openvino, quantize_with_accuracy
@@ -96,13 +101,7 @@ def quantize(
             format=card.format,
             precision="int8",
             file=file,
-            lineage={
-                "calibration_dataset": dataset.digest,
-                "calibration_images": str(len(drawn)),
-                "calibration_seed": str(seed),
-                "quantization": method,
-                **lineage,
-            },
+            lineage={**calibration_lineage(dataset, drawn, seed), "quantization": method, **lineage},
         )
         parity = compare_detectors(reference, open_detector(folder), compared)
         # Written so that NaN is an error too.

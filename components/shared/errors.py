@@ -18,3 +18,8 @@ class InputError(ValueError):
         self.subject = str(subject)
         self.problem = problem
         self.remedy = remedy
+
+
+def spoken(message: str) -> str:
+    """Return what pydantic says of a value as it reads behind the value's name."""
+    return message.removeprefix("Value error, ").replace("Input should", "it should")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from yolo_distill.components.distill_train.recipe import RECIPES_FOLDER, load_recipe, recipe_names
 from yolo_distill.components.shared import lineage
-from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.errors import InputError, spoken
 from yolo_distill.components.teacher_cache_shards.part import spell_parts
 from yolo_distill.pipelines.plan import Argument
 
@@ -156,7 +156,7 @@ def checked_training(kind: type[Arguments], values: Mapping[str, object]) -> Arg
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "val_fraction"
-        problem = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        problem = spoken(first["msg"])
         raise InputError(f"{option_name(name)} {values.get(name)}", problem, "See --help for what it takes") from error
     students = {path.name: path for path in sorted(RECIPES_FOLDER.with_name("students").glob("*.yaml"))}
     return arguments.model_copy(

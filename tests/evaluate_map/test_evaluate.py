@@ -206,20 +206,8 @@ def test_a_folder_that_is_no_evaluation(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def photographs(test_data, tmp_path_factory) -> DetectionDataset:
-    """Some of COCO's validation images, as a dataset artifact."""
-    source, root = test_data / "coco128", tmp_path_factory.mktemp("photographs")
-    (root / "images" / "val").mkdir(parents=True)
-    (root / "labels" / "val").mkdir(parents=True)
-    records = []
-    for path in sorted((source / "images" / "val2017").iterdir())[:12]:
-        shutil.copy(path, root / "images" / "val")
-        shutil.copy(source / "labels" / "val2017" / f"{path.stem}.txt", root / "labels" / "val")
-        height, width = cv2.imread(str(path)).shape[:2]
-        records.append(describe_image(root, f"images/val/{path.name}", "val", width, height))
-    names = YOLO(test_data.parent / "weights" / "yolov8n-coco.pt").names
-    write_index(root, list(names.values()), records, "coco128")
-    return DetectionDataset.open(root)
+def photographs(coco_photographs) -> DetectionDataset:
+    return coco_photographs(12)
 
 
 def test_photographs_are_detected_as_well_as_by_ultralytics_own_validation(photographs, coco_weights, tmp_path):

@@ -1,14 +1,13 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from yolo_distill.components.evaluate_robustness.robustness import RobustnessSettings
 from yolo_distill.components.prepare_data.dataset import DetectionDataset, describe_image, write_index
 from yolo_distill.components.shared.detector import detect, open_detector, read_image
-from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
 
@@ -49,16 +48,5 @@ def trained(coco_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def photographs(test_data: Path, coco_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
-    """Eight of COCO's validation images."""
-    source, root = test_data / "coco128", tmp_path_factory.mktemp("photographs")
-    (root / "images" / "val").mkdir(parents=True)
-    (root / "labels" / "val").mkdir(parents=True)
-    records = []
-    for path in sorted((source / "images" / "val2017").iterdir())[:8]:
-        shutil.copy(path, root / "images" / "val")
-        shutil.copy(source / "labels" / "val2017" / f"{path.stem}.txt", root / "labels" / "val")
-        height, width = cv2.imread(str(path)).shape[:2]
-        records.append(describe_image(root, f"images/val/{path.name}", "val", width, height))
-    write_index(root, list(load_network(coco_weights).names.values()), records, "coco128")
-    return DetectionDataset.open(root)
+def photographs(coco_photographs: Callable[[int], DetectionDataset]) -> DetectionDataset:
+    return coco_photographs(8)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,3 +21,19 @@ def plan_throwaway() -> PlanThrowaway:
         return made
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def start_run() -> Callable[[RunPlan], subprocess.Popen[bytes]]:
+    """Starts planned runs in processes of their own, as the command line does, to be interrupted."""
+    program = (
+        "import sys; from pathlib import Path; from rich.console import Console;"
+        "from yolo_distill.pipelines.launch import run_pipeline; from yolo_distill.pipelines.plan import RunPlan;"
+        "run_pipeline(RunPlan.model_validate_json(Path(sys.argv[1]).read_text()), Console())"
+    )
+
+    def start(plan: RunPlan) -> subprocess.Popen[bytes]:
+        plan.save()
+        return subprocess.Popen([sys.executable, "-c", program, str(plan.file)], stdout=subprocess.DEVNULL)
+
+    return start

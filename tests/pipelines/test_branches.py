@@ -3,7 +3,6 @@
 import io
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,16 +145,12 @@ def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches, tmp_path:
     assert _tags(plan)["task.note-iteration-0"] == "failed"
 
 
-def test_the_end_of_a_run_ends_its_loop(plan_branches: PlanBranches, tmp_path: Path) -> None:
+def test_the_end_of_a_run_ends_its_loop(
+    plan_branches: PlanBranches, start_run: Callable[[RunPlan], subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     words = [tmp_path / name for name in "abcd"]
     plan = plan_branches(words=[f"endless {word}" for word in words])
-    plan.save()
-    program = (
-        "import sys; from pathlib import Path; from rich.console import Console;"
-        "from yolo_distill.pipelines.launch import run_pipeline; from yolo_distill.pipelines.plan import RunPlan;"
-        "run_pipeline(RunPlan.model_validate_json(Path(sys.argv[1]).read_text()), Console())"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(plan.file)], stdout=subprocess.DEVNULL)
+    process = start_run(plan)
     deadline = time.monotonic() + 60
     while sum(bool(word.exists() and word.read_text()) for word in words) < 2:
         assert time.monotonic() < deadline

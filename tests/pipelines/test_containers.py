@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,16 +101,15 @@ def test_a_container_that_fails_is_told_in_the_steps_own_words(
     assert engine.containers == {}
 
 
-def test_the_end_of_a_run_ends_its_containers(engine: Engine, plan_containers: PlanContainers, tmp_path: Path) -> None:
+def test_the_end_of_a_run_ends_its_containers(
+    engine: Engine,
+    plan_containers: PlanContainers,
+    start_run: Callable[[RunPlan], subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
     words = [tmp_path / name for name in "abc"]
     plan = plan_containers(words=[f"endless {word}" for word in words])
-    plan.save()
-    program = (
-        "import sys; from pathlib import Path; from rich.console import Console;"
-        "from yolo_distill.pipelines.launch import run_pipeline; from yolo_distill.pipelines.plan import RunPlan;"
-        "run_pipeline(RunPlan.model_validate_json(Path(sys.argv[1]).read_text()), Console())"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(plan.file)], stdout=subprocess.DEVNULL)
+    process = start_run(plan)
     deadline = time.monotonic() + 60
     while sum(bool(word.exists() and word.read_text()) for word in words) < 2:
         assert time.monotonic() < deadline

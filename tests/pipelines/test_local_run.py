@@ -5,8 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -117,17 +117,15 @@ def test_an_unreachable_mlflow_server_is_found_before_any_task(
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_run(
-    output: Path, tmp_path: Path, plan_throwaway: PlanThrowaway, sign: signal.Signals
+    output: Path,
+    tmp_path: Path,
+    plan_throwaway: PlanThrowaway,
+    start_run: Callable[[RunPlan], subprocess.Popen[bytes]],
+    sign: signal.Signals,
 ) -> None:
     pids_file = tmp_path / "pids"
     plan = plan_throwaway(output, trouble=str(pids_file))
-    plan.save()
-    program = (
-        "import sys; from pathlib import Path; from rich.console import Console;"
-        "from yolo_distill.pipelines.launch import run_pipeline; from yolo_distill.pipelines.plan import RunPlan;"
-        "run_pipeline(RunPlan.model_validate_json(Path(sys.argv[1]).read_text()), Console())"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(plan.file)], stdout=subprocess.DEVNULL)
+    process = start_run(plan)
     _wait_until(pids_file.exists, 60)
     time.sleep(0.2)
     pids = [int(pid) for pid in pids_file.read_text().split()]

@@ -107,7 +107,7 @@ def _open(found: ModelFile, threads: int) -> Network:
             f"is in {found.format} format, which needs the package {error.name}, and that is not installed",
             "Install it, or give the model in another format",
         ) from error
-    with suited_instructions(found.card.gflops) if found.card else nullcontext():
+    with suited_instructions(found.card.gflops) if found.card and found.format == "openvino" else nullcontext():
         network: Network = runtime(found.path, threads)
     return network
 

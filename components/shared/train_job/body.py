@@ -7,7 +7,7 @@ from yolo_distill.components.shared.train_job.settings import TrainJobSettings
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 
 # Of the runtime: its job and container that train.
-_NODE = "node"
+NODE = "node"
 # By which network policies know the pods.
 _POD_LABELS = {"app.kubernetes.io/name": "yolo-distill-training"}
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108
@@ -35,7 +35,7 @@ def train_job(name: str, labels: dict[str, str], settings: TrainJobSettings, arg
         "resourcesPerNode": {"requests": settings.requests, "limits": settings.limits},
     }
     pod = {"metadata": {"labels": _POD_LABELS}, "spec": _pod(settings)}
-    replicated = {"name": _NODE, "template": {"spec": {"template": pod}}}
+    replicated = {"name": NODE, "template": {"spec": {"template": pod}}}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
@@ -57,7 +57,7 @@ def node_pods(name: str) -> str:
     """Return the label selector of the first node's pods of a TrainJob."""
     labels = {
         "jobset.sigs.k8s.io/jobset-name": name,
-        "jobset.sigs.k8s.io/replicatedjob-name": _NODE,
+        "jobset.sigs.k8s.io/replicatedjob-name": NODE,
         "batch.kubernetes.io/job-completion-index": "0",
     }
     return ",".join(f"{label}={value}" for label, value in labels.items())
@@ -82,7 +82,7 @@ def _pod(settings: TrainJobSettings) -> dict[str, Any]:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm}})
         mounts.append({"name": "shm", "mountPath": _SHARED_MEMORY})
     container = {
-        "name": _NODE,
+        "name": NODE,
         "volumeMounts": mounts,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }

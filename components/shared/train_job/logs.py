@@ -8,7 +8,7 @@ from kubernetes.client import CoreV1Api
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from yolo_distill.components.shared.train_job.body import node_pods
+from yolo_distill.components.shared.train_job.body import NODE, node_pods
 
 _LAST_LINES_SECONDS = 5.0
 _REQUEST_SECONDS = 30.0
@@ -57,7 +57,7 @@ class NodeLogs:
     def _follow(self) -> None:
         with suppress(ApiException, HTTPError):
             response: Any = self._core.read_namespaced_pod_log(
-                self._pod, self._namespace, container="node", follow=True, _preload_content=False
+                self._pod, self._namespace, container=NODE, follow=True, _preload_content=False
             )
             rest, known = b"", self._lines
             count = 0
