@@ -19,6 +19,7 @@ import numpy as np
 from yolo_distill.components.benchmark.machine import peak_memory_bytes
 from yolo_distill.components.shared.detector import Detector, ImageSize, open_detector, postprocess, preprocess
 from yolo_distill.components.shared.detector.images import read_image
+from yolo_distill.components.shared.detector.letterbox import network_input
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.model_card import ModelCard, read_card
 
@@ -86,7 +87,7 @@ def batch_throughput(detector: Detector, size: int, images: list[np.ndarray]) ->
     return Throughput(f"batches of {size}", run)
 
 
-def openvino_throughput(path: Path, imgsz: int, threads: int, images: list[np.ndarray]) -> Throughput:
+def openvino_throughput(folder: Path, card: ModelCard, threads: int, images: list[np.ndarray]) -> Throughput:
     """Keep an OpenVINO model busy with parallel requests, as many as the runtime holds best."""
     import yolo_distill.components.shared.detector.openvino_env  # noqa: F401, I001
     import openvino
@@ -98,8 +99,8 @@ def openvino_throughput(path: Path, imgsz: int, threads: int, images: list[np.nd
         properties.hint.inference_precision: openvino.Type.f32,
         properties.inference_num_threads: threads,
     }
-    queue = openvino.AsyncInferQueue(openvino.Core().compile_model(path, "CPU", settings))
-    batches = itertools.cycle(_batches(images, 1, imgsz))
+    queue = openvino.AsyncInferQueue(openvino.Core().compile_model(folder / card.file, "CPU", settings))
+    batches = itertools.cycle(network_input(one, card.preprocessing) for one in _batches(images, 1, card.imgsz))
 
     def run(seconds: float) -> float:
         for _ in range(len(queue)):
@@ -153,7 +154,7 @@ def _throughput(
     folder: Path, card: ModelCard, detector: Detector, threads: int, batch: int, images: list[np.ndarray]
 ) -> Throughput:
     if card.format == "openvino":
-        return openvino_throughput(folder / card.file, card.imgsz, threads, images)
+        return openvino_throughput(folder, card, threads, images)
     return batch_throughput(detector, batch, images)
 
 

@@ -18,9 +18,9 @@ from yolo_distill.components.prepare_data.dataset import DetectionDataset, Image
 from yolo_distill.components.quantize.calibration import calibration_inputs
 from yolo_distill.components.quantize.tail import decoding_tail, is_learned_convolution
 from yolo_distill.components.shared.detector import detect, read_image
-from yolo_distill.components.shared.detector.letterbox import to_pixels
+from yolo_distill.components.shared.detector.letterbox import network_input
 from yolo_distill.components.shared.detector.network import NetworkDetector, Signature
-from yolo_distill.components.shared.model_card import PIXELS, ModelCard
+from yolo_distill.components.shared.model_card import ModelCard
 from yolo_distill.components.shared.progress import report_progress
 
 # Images by which layers are ranked: enough to tell which one harms, each of some sixty layers being tried on them.
@@ -122,7 +122,7 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for batch in calibration_inputs(self._dataset, self._records, self._card.imgsz):
-            yield _fed(batch, self._card)
+            yield network_input(batch, self._card.preprocessing)
 
 
 class _Validator:
@@ -154,11 +154,9 @@ class _CompiledNetwork:
         self._request = model.create_infer_request()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        return np.array(self._request.infer({0: _fed(batch, self._card)}, share_inputs=True)[0], np.float32)
-
-
-def _fed(batch: np.ndarray, card: ModelCard) -> np.ndarray:
-    return to_pixels(batch) if card.preprocessing == PIXELS else batch
+        return np.array(
+            self._request.infer({0: network_input(batch, self._card.preprocessing)}, share_inputs=True)[0], np.float32
+        )
 
 
 def _compiled(model: openvino.Model) -> openvino.CompiledModel:

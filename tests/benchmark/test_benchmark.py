@@ -12,6 +12,7 @@ from tests.benchmark.models import five_benchmark, five_models
 from yolo_distill.components.benchmark.benchmark import benchmark
 from yolo_distill.components.benchmark.machine import Disturbance, describe_machine, gpu_memory_in_use
 from yolo_distill.components.benchmark.results import Benchmark, read_benchmark
+from yolo_distill.components.export_openvino.export import export
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.errors import InputError
@@ -38,6 +39,12 @@ def test_every_model_is_measured(measured: Benchmark) -> None:
 def test_runtimes_are_kept_busy_their_own_way(measured: Benchmark) -> None:
     assert measured.entries["teacher"].throughput_mode == "batches of 8"
     assert measured.entries["openvino"].throughput_mode.endswith("parallel requests")
+
+
+def test_a_model_that_takes_pixels_is_measured(digits: DetectionDataset, student_dir: Path, tmp_path: Path) -> None:
+    export(digits, student_dir, tmp_path / "onnx", tmp_path / "openvino", pixel_input=True)
+    entry = benchmark(digits, {"pixels": tmp_path / "openvino"}, 0.5, tmp_path / "results").entries["pixels"]
+    assert entry.throughput > 0
 
 
 def test_size_is_that_of_model_and_weights(measured: Benchmark, student_dir: Path) -> None:

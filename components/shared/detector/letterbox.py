@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from yolo_distill.components.shared.model_card import PIXELS
+
 PAD_VALUE = 114
 
 # Side of a square in pixels, or height and width.
@@ -73,3 +75,13 @@ def letterbox(image: np.ndarray, imgsz: ImageSize) -> tuple[np.ndarray, Placemen
 def to_pixels(batch: np.ndarray) -> np.ndarray:
     """Turn letterboxed RGB planes in 0..1, float32 [B, 3, H, W], back into the BGR bytes [B, H, W, 3] they were."""
     return np.ascontiguousarray(np.rint(batch[:, ::-1] * np.float32(255)).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def network_input(batch: np.ndarray, preprocessing: str) -> np.ndarray:
+    """Return letterboxed planes as a network takes them.
+
+    Args:
+        batch: RGB in 0..1, float32 [B, 3, H, W].
+        preprocessing: What the network's card says of its input.
+    """
+    return to_pixels(batch) if preprocessing == PIXELS else batch
