@@ -32,6 +32,8 @@ for label in title version revision licenses; do
     value=$(inspect "{{index .Config.Labels \"org.opencontainers.image.$label\"}}")
     [[ -n $value && $value != '<no value>' ]] || fail "$image has no label org.opencontainers.image.$label"
     echo "$label: $value"
+    [[ $label != title || $image == */yolo-distill-mlflow:* || $value == *"(${image##*-})" ]] ||
+        fail "$image was built as $value"
 done
 
 # What is installed is what constraints.txt says, and nothing else.

@@ -80,6 +80,8 @@ def docker_runner(plan: RunPlan) -> local.DockerRunner:
     if source.is_absolute():
         readable.add(source)
     writable = {plan.output, Path(gettempdir())}
+    # The engine would make it, as root.
+    plan.tasks.mkdir(parents=True, exist_ok=True)
     if cache_root.is_absolute():
         cache_root.mkdir(parents=True, exist_ok=True)
         writable.add(cache_root)

@@ -139,5 +139,13 @@ def code_digest() -> str:
     for requirement in sorted(metadata.requires("yolo-distill") or []):
         name = re.match(r"[\w.-]+", requirement)
         if name and ("extra ==" not in requirement or 'extra == "pipeline"' in requirement):
-            digest.update(f"{name[0]}=={metadata.version(name[0])}\0".encode())
+            digest.update(f"{name[0]}=={_version(name[0])}\0".encode())
     return digest.hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        # In the images another variant of OpenCV takes its place.
+        return ""

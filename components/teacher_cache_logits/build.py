@@ -4,11 +4,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
+import cv2
+import numpy as np
 import torch
+import ultralytics
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -31,7 +35,8 @@ from yolo_distill.components.teacher_cache_logits.stream import TeacherStream, o
 from yolo_distill.components.teacher_cache_logits.teacher import AnswerFormat, Teacher, sparse_answers
 
 PART_NAME = "part.json"
-_LIBRARIES = ("ultralytics", "opencv-python", "numpy")
+# The modules that make views; the images get OpenCV from another package than a laptop does.
+_LIBRARIES = (ultralytics, cv2, np)
 # fp16 numbers kept at an anchor point, for the check that the cache will fit: logits and about this many features.
 _FEATURES_PER_POINT = 256
 
@@ -104,7 +109,7 @@ def answer_format(**values: int | str) -> AnswerFormat:
 
 def fingerprint(views: ViewDataset) -> dict[str, str]:
     """Return what the views depend on besides the dataset: settings, libraries and checksums of probe views."""
-    return {**{f"{name} version": version(name) for name in _LIBRARIES}, **views.fingerprint()}
+    return {**{f"{library.__name__} version": library.__version__ for library in _LIBRARIES}, **views.fingerprint()}
 
 
 class CachePart(BaseModel):

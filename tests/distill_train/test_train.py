@@ -409,7 +409,7 @@ def test_carried_boxes_teach_the_points_that_labels_would(
     [
         ({"dataset": "0" * 64}, "is about dataset"),
         ({"fingerprint": {"imgsz": "128"}}, "imgsz was 128, is 96"),
-        ({"fingerprint": {"opencv-python version": "1.0"}}, "opencv-python version was 1.0"),
+        ({"fingerprint": {"cv2 version": "1.0"}}, "cv2 version was 1.0"),
     ],
 )
 def test_a_cache_about_other_views_is_refused(

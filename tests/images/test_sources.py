@@ -174,3 +174,9 @@ def test_only_what_is_copied_gets_into_the_build() -> None:
     }
     assert copied == allowed
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_no_step_asks_for_a_package_that_the_images_lack() -> None:
+    # They have OpenCV from opencv-python-headless.
+    asking = [path for path in (ROOT / "components").rglob("*.py") if '"opencv-python"' in path.read_text()]
+    assert asking == []

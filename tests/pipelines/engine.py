@@ -102,7 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
         _, _, name, what = self._place()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if name == "create":
-            self.server.made.append(json.loads(body))
+            settings = json.loads(body)
+            mounted = [bind.split(":")[0] for bind in settings["HostConfig"]["Binds"]]
+            mounted += [mount["Source"] for mount in settings["HostConfig"]["Mounts"]]
+            if missing := [path for path in mounted if not Path(path).exists()]:
+                # A real one makes some of them, which then belong to root.
+                self._answer(400, {"message": f"{missing} would be made by the engine"})
+                return
+            self.server.made.append(settings)
             key = f"{len(self.server.made):064x}"
             self.server.containers[key] = Container(self.server.made[-1])
             self._answer(201, {"Id": key, "Warnings": []})
