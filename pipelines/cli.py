@@ -95,9 +95,53 @@ def run_command(
     augmentation: options.Augmentation = None,
     seed: options.Seed = _DEFAULTS.seed,
     split: options.Split = _DEFAULTS.evaluation_split,
+    pruning: Annotated[
+        str,
+        typer.Option(
+            help="on: prune the distilled student, recover it by distillation, and go on with it.",
+            rich_help_panel=options.COMPRESSING,
+        ),
+    ] = _DEFAULTS.pruning,
+    keep_flops: Annotated[
+        float,
+        typer.Option(help="Part of its operations that a pruned student keeps.", rich_help_panel=options.COMPRESSING),
+    ] = _DEFAULTS.keep_flops,
+    quantization: Annotated[
+        str,
+        typer.Option(
+            help="How INT8 is made: nncf, or accuracy-aware, which takes back what costs too much mAP.",
+            rich_help_panel=options.COMPRESSING,
+        ),
+    ] = _DEFAULTS.quantization,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            help="Points of mAP50-95 that accuracy-aware may lose on the val split.",
+            rich_help_panel=options.COMPRESSING,
+        ),
+    ] = _DEFAULTS.max_drop,
     calibration_images: Annotated[
-        int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=options.MEASURING)
+        int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=options.COMPRESSING)
     ] = _DEFAULTS.calibration_images,
+    mobile: Annotated[
+        str, typer.Option(help="ncnn: export for phones besides.", rich_help_panel=options.COMPRESSING)
+    ] = _DEFAULTS.mobile,
+    tensorrt: Annotated[
+        str,
+        typer.Option(
+            help="fp16 or int8: build a TensorRT engine besides, which needs an NVIDIA GPU.",
+            rich_help_panel=options.COMPRESSING,
+        ),
+    ] = _DEFAULTS.tensorrt,
+    robustness: Annotated[
+        str,
+        typer.Option(
+            help="on: measure on corrupted and on adversarial images besides.", rich_help_panel=options.MEASURING
+        ),
+    ] = _DEFAULTS.robustness,
+    robustness_images: Annotated[
+        int, typer.Option(help="Images that are drawn for that.", rich_help_panel=options.MEASURING)
+    ] = _DEFAULTS.robustness_images,
     benchmark_seconds: Annotated[
         float, typer.Option(help="Measuring time for each model.", rich_help_panel=options.MEASURING)
     ] = _DEFAULTS.benchmark_seconds,
@@ -141,7 +185,15 @@ def run_command(
         "augmentation": augmentation,
         "seed": seed,
         "evaluation_split": split,
+        "pruning": pruning,
+        "keep_flops": keep_flops,
+        "quantization": quantization,
+        "max_drop": max_drop,
         "calibration_images": calibration_images,
+        "mobile": mobile,
+        "tensorrt": tensorrt,
+        "robustness": robustness,
+        "robustness_images": robustness_images,
         "benchmark_seconds": benchmark_seconds,
         "registered_name": registered_name,
         "cache_root": cache_root,

@@ -27,10 +27,15 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
     from kfp.dsl.graph_component import GraphComponent
 
-Flavour = Literal["cpu", "train"]
+Flavour = Literal["cpu", "train", "tensorrt"]
 
 # Which images the components name, by what the cluster file calls them.
-_FLAVOURS: dict[str, Flavour] = {image.CPU_IMAGE: "cpu", image.TRAIN_IMAGE: "train"}
+_FLAVOURS: dict[str, Flavour] = {
+    image.CPU_IMAGE: "cpu",
+    image.TRAIN_IMAGE: "train",
+    image.TENSORRT_IMAGE: "tensorrt",
+}
+_REQUIRED: tuple[Flavour, ...] = ("cpu", "train")
 _PINNED = re.compile(r"[a-z0-9][\w.\-/:]*@sha256:[0-9a-f]{64}")
 _TAGGED = re.compile(r"(?:[\w.\-]+(?::\d+)?/)?[\w.\-/]+:(?P<tag>[\w.\-]+)")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL", re.IGNORECASE)
@@ -185,7 +190,8 @@ class ClusterSettings(_Part):
     """A cluster as the pipeline sees it.
 
     Attributes:
-        images: Image of each flavour, by digest: ``cpu`` for light tasks, ``train`` for those that use a GPU.
+        images: Image of each flavour, by digest: ``cpu`` for light tasks, ``train`` for those that use a GPU, and
+            ``tensorrt`` where engines are built.
         allow_tags: Whether images may be named by tag. What a tag means can change behind the server's cache, so that
             nothing is taken over from earlier runs then.
         image_pull_policy: When nodes fetch an image.
@@ -213,7 +219,7 @@ class ClusterSettings(_Part):
 
     @model_validator(mode="after")
     def _check_images(self) -> Self:
-        if missing := set(_FLAVOURS.values()) - self.images.keys():
+        if missing := set(_REQUIRED) - self.images.keys():
             raise ValueError(f"images: there is none for {', '.join(sorted(missing))}")
         for flavour, reference in self.images.items():
             if _PINNED.fullmatch(reference):
@@ -257,6 +263,10 @@ class ClusterSettings(_Part):
     def pinned(self) -> bool:
         """Whether every image is named by digest."""
         return all(_PINNED.fullmatch(reference) for reference in self.images.values())
+
+    def image(self, flavour: Flavour) -> str:
+        """Return the image of a flavour; that of ``train`` where no engine can be built, whose task is skipped then."""
+        return self.images.get(flavour, self.images["train"])
 
     def is_mounted(self, path: str) -> bool:
         """Return whether a path lies on a volume that the training tasks mount."""
@@ -366,9 +376,9 @@ def _configure(name: str, task: "PipelineTask", cluster: ClusterSettings, *, cac
     if cluster.train_job and "processes" in (task.component_spec.inputs or {}):
         task.set_env_variable(SETTINGS_VARIABLE, _train_job(cluster, settings).model_dump_json(exclude_defaults=True))
         settings = _waiting(settings, cluster.settings("cpu"))
-    task.set_container_image(cluster.images[flavour])
+    task.set_container_image(cluster.image(flavour))
     # A container cannot tell by itself which image it is of.
-    task.set_env_variable(IMAGE_VARIABLE, cluster.images[flavour])
+    task.set_env_variable(IMAGE_VARIABLE, cluster.image(flavour))
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))

@@ -8,7 +8,8 @@ import typer
 
 from yolo_distill.pipelines.distillation.arguments import OWN_DATA_DEFAULTS, DistillationArguments
 
-DATA, MODELS, TRAINING, MEASURING, RUN = "Data", "Models", "Training", "Measuring", "Run"
+DATA, MODELS, TRAINING, COMPRESSING = "Data", "Models", "Training", "Compressing"
+MEASURING, RUN = "Measuring", "Run"
 
 _DEFAULTS = DistillationArguments()
 

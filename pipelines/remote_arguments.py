@@ -88,6 +88,10 @@ def remote_arguments(values: Mapping[str, object], cluster: ClusterSettings) -> 
         value = str(getattr(arguments, name))
         if name not in mounted and Path(value).is_absolute():
             raise _out_of_reach(f"{option_name(name)} {values[name]}", "Name one that comes with the program, or")
+    if arguments.tensorrt != "off" and "tensorrt" not in cluster.images:
+        raise InputError(
+            f"--tensorrt {arguments.tensorrt}", "the cluster file names no image for it", "Set images.tensorrt there"
+        )
     roots = {name: str(values[name]) for name in ("work_root", "cache_root")}
     return arguments.model_copy(update={**mounted, **roots})
 

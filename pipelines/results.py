@@ -22,10 +22,13 @@ def publish(plan: RunPlan, watch: RunWatch, results: Mapping[str, tuple[list[str
     Args:
         plan: The run.
         watch: What its tasks have made.
-        results: The tasks of which one runs and makes the result, and their output, by the name that it is found under.
+        results: The tasks of which at most one makes the result, and their output, by the name that it is found under.
     """
     for name, (tasks, output) in results.items():
-        [made] = [watch.tasks[task].outputs[output] for task in tasks if watch.tasks[task].state != "skipped"]
+        ran = [task for task in tasks if watch.tasks[task].state != "skipped"]
+        if not ran:
+            continue
+        [made] = [watch.tasks[task].outputs[output] for task in ran]
         target = plan.folder / name
         if made.is_dir():
             shutil.copytree(made, target, dirs_exist_ok=True)
@@ -42,7 +45,7 @@ def show(plan: RunPlan, found: Summary, places: Mapping[str, str], console: Cons
     Args:
         plan: A run whose results are published.
         found: What came out.
-        places: What lies where in the run's folder.
+        places: What lies where in the run's folder, as far as it was made.
         console: Where to show them.
     """
     columns = list(zip(found.columns, *found.rows, strict=True))
@@ -64,6 +67,8 @@ def show(plan: RunPlan, found: Summary, places: Mapping[str, str], console: Cons
         console.print(f"! {caveat}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print()
     for label, path in places.items():
+        if not (plan.folder / path).exists():
+            continue
         console.print(f"{label:<12} {shown_path(plan.folder / path)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{'MLflow':<12} {_mlflow_command(plan.tracking_uri)}", markup=False, highlight=False, soft_wrap=True)
 

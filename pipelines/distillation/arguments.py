@@ -86,7 +86,16 @@ class DistillationArguments(TrainingArguments):
         teacher_answers: Where the student's targets come from: ``cache``, answers to every view of an image that the
             student will see; ``original``, one answer to each image, carried into the views; or ``online``, the teacher
             at every step.
+        pruning: ``on`` to prune the distilled student and recover it by distillation, which then takes its place.
+        keep_flops: Part of the floating point operations that pruning keeps.
+        quantization: How the INT8 model is made: ``nncf``, or ``accuracy-aware``, which keeps in floating point what
+            costs too much mAP.
+        max_drop: Points of mAP50-95, 0..100, that accuracy-aware quantisation may lose on the validation split.
         calibration_images: Training images that the INT8 model's ranges are taken from.
+        mobile: ``ncnn`` for an export for phones besides.
+        tensorrt: ``fp16`` or ``int8`` for a TensorRT engine besides; it is built on an NVIDIA GPU.
+        robustness: ``on`` to measure the models on corrupted and on adversarial images besides.
+        robustness_images: Images of the split that are drawn for that.
         benchmark_seconds: Measuring time for each model.
         registered_name: Name of the model in MLflow's registry.
         cache_parts: Parts of the cache that are built side by side, such as ``1/2`` and ``2/2``; or how many.
@@ -94,7 +103,15 @@ class DistillationArguments(TrainingArguments):
 
     recipe: str = "default"
     teacher_answers: Literal["cache", "original", "online"] = "cache"
+    pruning: Literal["off", "on"] = "off"
+    keep_flops: float = Field(default=0.5, gt=0, lt=1)
+    quantization: Literal["nncf", "accuracy-aware"] = "nncf"
+    max_drop: float = Field(default=1.0, ge=0)
     calibration_images: int = Field(default=300, ge=1)
+    mobile: Literal["off", "ncnn"] = "off"
+    tensorrt: Literal["off", "fp16", "int8"] = "off"
+    robustness: Literal["off", "on"] = "off"
+    robustness_images: int = Field(default=100, ge=1)
     benchmark_seconds: float = Field(default=6.0, gt=0)
     registered_name: str = Field(default="yolo-distill", min_length=1)
     cache_parts: list[str] = Field(default=spell_parts(1), min_length=1)
@@ -139,6 +156,12 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     arguments = checked_training(DistillationArguments, values)
     recipe = check_recipe(arguments.recipe)
     _require_answers(arguments.recipe, arguments.teacher_answers)
+    if arguments.pruning == "on" and arguments.teacher_answers != "cache":
+        raise InputError(
+            f"--pruning on --teacher-answers {arguments.teacher_answers}",
+            "a pruned student is recovered from the cache",
+            "Give --teacher-answers cache",
+        )
     return arguments.model_copy(update={"recipe": recipe})
 
 

@@ -1,13 +1,19 @@
 """The distillation pipeline: from images to a benchmarked INT8 student, beside the teacher and a plain student."""
 
 from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineArtifactChannel
 
 from yolo_distill.components.benchmark.component import benchmark
 from yolo_distill.components.compare.component import compare
+from yolo_distill.components.compare_robustness.component import compare_robustness
 from yolo_distill.components.distill_train.component import distill_train
 from yolo_distill.components.evaluate_map.component import evaluate_map
+from yolo_distill.components.evaluate_robustness.component import evaluate_robustness
+from yolo_distill.components.export_mobile.component import export_mobile
 from yolo_distill.components.export_openvino.component import export_openvino
+from yolo_distill.components.export_tensorrt.component import export_tensorrt
 from yolo_distill.components.prepare_data.component import prepare_data
+from yolo_distill.components.prune.component import prune
 from yolo_distill.components.quantize.component import quantize
 from yolo_distill.components.register_model.component import register_model
 from yolo_distill.components.teacher_cache_logits.component import teacher_cache_logits
@@ -25,7 +31,8 @@ _SPOKEN = {
     "quantized": "the INT8 model",
 }
 
-# What a run is for: results by the name they are found under, each an output of that one of the tasks which runs.
+# What a run is for: results by the name they are found under, each an output of that one of the tasks which runs. Of
+# those that were not asked for none does.
 RESULTS = {
     "table.md": (["compare"], "table"),
     "report.html": (["compare"], "report"),
@@ -33,10 +40,15 @@ RESULTS = {
     "data-report.html": (["prepare-data"], "report"),
     "teacher": (["train-teacher"], "teacher"),
     "plain": (["distill-train"], "student"),
-    "distilled": (["distill-train-2", "distill-train-3", "distill-train-4"], "student"),
+    "unpruned": (["distill-train-2"], "student"),
+    "distilled": (["distill-train-3", "distill-train-4", "distill-train-5", "distill-train-6"], "student"),
     "openvino": (["export-openvino"], "openvino"),
     "onnx": (["export-openvino"], "onnx"),
     "int8": (["quantize"], "quantized"),
+    "ncnn": (["export-mobile"], "ncnn"),
+    "tensorrt": (["export-tensorrt"], "engine"),
+    "robustness.md": (["compare-robustness"], "table"),
+    "robustness.html": (["compare-robustness"], "report"),
 }
 
 # Parts of the teacher cache that are built at once.
@@ -63,7 +75,15 @@ def distillation(
     test_fraction: float = _DEFAULTS.test_fraction,
     on_error: str = _DEFAULTS.on_error,
     evaluation_split: str = _DEFAULTS.evaluation_split,
+    pruning: str = _DEFAULTS.pruning,
+    keep_flops: float = _DEFAULTS.keep_flops,
+    quantization: str = _DEFAULTS.quantization,
+    max_drop: float = _DEFAULTS.max_drop,
     calibration_images: int = _DEFAULTS.calibration_images,
+    mobile: str = _DEFAULTS.mobile,
+    tensorrt: str = _DEFAULTS.tensorrt,
+    robustness: str = _DEFAULTS.robustness,
+    robustness_images: int = _DEFAULTS.robustness_images,
     benchmark_seconds: float = _DEFAULTS.benchmark_seconds,
     registered_name: str = _DEFAULTS.registered_name,
     work_root: str = _DEFAULTS.work_root,
@@ -109,7 +129,8 @@ def distillation(
 
     distillation_training = {"name": "distilled", "recipe": recipe, "teacher": teacher, **training}
     asked = {"dataset": dataset, "teacher": teacher, "imgsz": imgsz}
-    with dsl.If(teacher_answers == "cache"):
+
+    def answers_to_views(*, purpose: str = "") -> PipelineArtifactChannel:
         asked_views = {
             "views": views,
             "closed_views": closed_views,
@@ -118,13 +139,23 @@ def distillation(
             **asked,
         }
         with dsl.ParallelFor(cache_parts, parallelism=_PARALLEL_PARTS) as part:
-            built = teacher_cache_shards(part=part, **asked_views).set_display_name("Ask the teacher about every view")
-        cache = (
-            teacher_cache_logits(shards=dsl.Collected(built.outputs["shards"]), **asked_views)
-            .set_display_name("Cache the teacher's answers")
-            .outputs["cache"]
+            built = teacher_cache_shards(part=part, **asked_views)
+            built.set_display_name(f"Ask the teacher about every view{purpose}")
+        cached = teacher_cache_logits(shards=dsl.Collected(built.outputs["shards"]), **asked_views)
+        return cached.set_display_name(f"Cache the teacher's answers{purpose}").outputs["cache"]
+
+    # Branches that go by one value hold all that differs: OneOf takes the outputs of one set of branches alone.
+    with dsl.If(pruning == "on"):
+        cache = answers_to_views(purpose=", to prune by")
+        wide = distill_train(cache=cache, **distillation_training).set_display_name(
+            "Train the student that will be pruned"
         )
-        from_views = distill_train(cache=cache, **distillation_training).set_display_name(
+        pruned = prune(model=wide.outputs["student"], keep_flops=keep_flops).set_display_name("Prune the student")
+        recovered = distill_train(
+            cache=cache, initial=pruned.outputs["pruned"], **distillation_training
+        ).set_display_name("Recover the pruned student by distillation")
+    with dsl.Elif(teacher_answers == "cache"):
+        from_views = distill_train(cache=answers_to_views(), **distillation_training).set_display_name(
             "Train the student by distillation"
         )
     with dsl.Elif(teacher_answers == "original"):
@@ -138,16 +169,32 @@ def distillation(
         )
     with dsl.Else():
         online = distill_train(**distillation_training).set_display_name("Distil with the teacher at every step")
-    distilled = dsl.OneOf(*(task.outputs["student"] for task in (from_views, from_originals, online)))
+    distilled = dsl.OneOf(*(task.outputs["student"] for task in (recovered, from_views, from_originals, online)))
 
-    openvino = (
-        export_openvino(dataset=dataset, model=distilled).set_display_name("Export to OpenVINO").outputs["openvino"]
-    )
+    exported = export_openvino(dataset=dataset, model=distilled).set_display_name("Export to OpenVINO")
+    openvino = exported.outputs["openvino"]
     quantized = (
-        quantize(dataset=dataset, model=openvino, calibration_images=calibration_images, seed=seed)
+        quantize(
+            dataset=dataset,
+            model=openvino,
+            calibration_images=calibration_images,
+            seed=seed,
+            method=quantization,
+            max_drop=max_drop,
+        )
         .set_display_name("Quantise to INT8")
         .outputs["quantized"]
     )
+    with dsl.If(mobile == "ncnn"):
+        export_mobile(dataset=dataset, model=distilled).set_display_name("Export to NCNN")
+    with dsl.If(tensorrt != "off"):
+        export_tensorrt(
+            dataset=dataset,
+            model=exported.outputs["onnx"],
+            precision=tensorrt,
+            calibration_images=calibration_images,
+            seed=seed,
+        ).set_display_name("Build a TensorRT engine")
 
     models = {
         "teacher": teacher,
@@ -166,6 +213,24 @@ def distillation(
         benchmark(dataset=dataset, seconds=benchmark_seconds, **models).set_display_name("Benchmark").outputs["results"]
     )
     compare(**evaluations, benchmark=measured).set_display_name("Compare")
+    with dsl.If(robustness == "on"):
+        attacked = {"teacher": teacher, "plain": plain, "distilled": distilled, "quantized": quantized}
+        # No gradient flows through an INT8 model: attacks on the student that it was made of are tried on it.
+        gradients = {"quantized": {"source": distilled}}
+        measurements = {
+            name: evaluate_robustness(
+                dataset=dataset,
+                model=model,
+                split=evaluation_split,
+                images=robustness_images,
+                seed=seed,
+                **gradients.get(name, {}),
+            )
+            .set_display_name(f"Attack {_SPOKEN[name]}")
+            .outputs["robustness"]
+            for name, model in attacked.items()
+        }
+        compare_robustness(**measurements).set_display_name("Compare robustness")
     register_model(
         model=quantized, evaluation=evaluations["quantized"], dataset=dataset, registered_name=registered_name
     ).set_display_name("Register the model")

@@ -15,6 +15,9 @@ _PLACES = {
     "Data report": "data-report.html",
     "INT8 model": "int8",
     "Student": "distilled/model.pt",
+    "NCNN model": "ncnn",
+    "TensorRT": "tensorrt",
+    "Robustness": "robustness.html",
     "All": "",
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from yolo_distill.components.shared.errors import InputError
 from yolo_distill.pipelines.cluster import ClusterSettings, apply_cluster
 from yolo_distill.pipelines.distillation.arguments import DistillationArguments
 from yolo_distill.pipelines.plan import RunPlan
@@ -10,8 +11,27 @@ from yolo_distill.pipelines.preparation import prepare_run
 
 
 def plan_run(arguments: DistillationArguments, output: Path, *, cached: bool, in_containers: bool = False) -> RunPlan:
-    """Plan a run, see :func:`.preparation.prepare_run`."""
+    """Plan a run, see :func:`.preparation.prepare_run`.
+
+    Raises:
+        InputError: As there, or a TensorRT engine is asked for where none can be built.
+    """
+    if arguments.tensorrt != "off":
+        _require_tensorrt(in_containers)
     return prepare_run(arguments, compile_pipeline, output, cached=cached, in_containers=in_containers)
+
+
+def _require_tensorrt(in_containers: bool) -> None:
+    if in_containers:
+        raise InputError(
+            "--tensorrt --runner docker",
+            "the containers of KFP's runner are given no GPU to build the engine on",
+            "Leave one of them out",
+        )
+    # Late, because it takes PyTorch, which takes seconds to import.
+    from yolo_distill.components.export_tensorrt.export import require_gpu
+
+    require_gpu()
 
 
 def compile_pipeline(

@@ -147,7 +147,7 @@ def test_the_teacher_can_be_asked_at_every_step(folder: Path, first: str) -> Non
     latest = folder / "runs" / "latest"
     assert len(states) == 14
     assert not list((latest / "tasks").glob("*/teacher-cache*"))
-    [made] = (latest / "tasks").glob("*/distill-train-4/student")
+    [made] = (latest / "tasks").glob("*/distill-train-6/student")
     assert read_card(latest / "distilled").digests == read_card(made).digests
 
 

@@ -59,13 +59,15 @@ def test_every_result_is_an_output_of_a_task(specification: dict[str, Any]) -> N
             assert output in component["outputDefinitions"]["artifacts"]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(1, 4))
 def test_the_students_differ_in_the_teacher_alone(specification: dict[str, Any], number: int) -> None:
     tasks = _tasks(specification)
     [plain], distilled = RESULTS["plain"][0], RESULTS["distilled"][0][number]
     one, other = tasks[plain]["inputs"], tasks[distilled]["inputs"]
     # Online there is no cache.
-    assert other["artifacts"].keys() - one["artifacts"].keys() == {"cache", "teacher"} - {["", "", "cache"][number]}
+    assert other["artifacts"].keys() - one["artifacts"].keys() == {"cache", "teacher"} - {
+        "cache" if number == 3 else ""
+    }
     # In a branch they come through its own inputs, which are named after theirs.
     values = {name: str(source).replace("pipelinechannel--", "") for name, source in other["parameters"].items()}
     differing = {name for name in one["parameters"].keys() | values if str(one["parameters"].get(name)) != values[name]}
@@ -79,14 +81,14 @@ def test_the_students_differ_in_the_teacher_alone(specification: dict[str, Any],
             "cache",
             2,
             [
-                "teacher-cache-shards-iteration-0",
-                "teacher-cache-shards-iteration-1",
-                "teacher-cache-logits",
-                "distill-train-2",
+                "teacher-cache-shards-2-iteration-0",
+                "teacher-cache-shards-2-iteration-1",
+                "teacher-cache-logits-2",
+                "distill-train-4",
             ],
         ),
-        ("original", 1, ["teacher-cache-logits-2", "distill-train-3"]),
-        ("online", 1, ["distill-train-4"]),
+        ("original", 1, ["teacher-cache-logits-3", "distill-train-5"]),
+        ("online", 1, ["distill-train-6"]),
     ],
 )
 def test_where_the_answers_come_from_decides_what_runs(
@@ -100,15 +102,58 @@ def test_where_the_answers_come_from_decides_what_runs(
     assert len(run) == 14 + len(wanted) - 1
 
 
+def _run_with(compiled: Path, **arguments: str) -> list[str]:
+    values = DistillationArguments.model_validate(arguments).model_dump()
+    return [task.name for task in planned_tasks(compiled, values) if not task.skipped]
+
+
+def test_a_pruned_student_is_recovered_and_takes_the_place_of_the_distilled_one(
+    compiled: Path, specification: dict[str, Any]
+) -> None:
+    pruned = _run_with(compiled, pruning="on")
+    plainly = _run_with(compiled)
+    assert set(pruned) - set(plainly) == {
+        "teacher-cache-shards-iteration-0",
+        "teacher-cache-logits",
+        "distill-train-2",
+        "prune",
+        "distill-train-3",
+    }
+    assert [name for name in RESULTS["distilled"][0] if name in pruned] == ["distill-train-3"]
+    assert [name for name in RESULTS["unpruned"][0] if name in pruned] == ["distill-train-2"]
+    tasks = _tasks(specification)
+    assert tasks["prune"]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]["producerTask"] == "distill-train-2"
+    recovery = tasks["distill-train-3"]["inputs"]["artifacts"]
+    assert recovery["initial"]["taskOutputArtifact"]["producerTask"] == "prune"
+    assert recovery["cache"]["taskOutputArtifact"]["producerTask"] == "teacher-cache-logits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "added"),
+    [
+        ({"mobile": "ncnn"}, {"export-mobile"}),
+        ({"tensorrt": "fp16"}, {"export-tensorrt"}),
+        (
+            {"robustness": "on"},
+            {"evaluate-robustness", "compare-robustness", *(f"evaluate-robustness-{number}" for number in (2, 3, 4))},
+        ),
+    ],
+)
+def test_what_comes_besides_runs_only_when_it_is_asked_for(
+    compiled: Path, arguments: dict[str, str], added: set[str]
+) -> None:
+    assert set(_run_with(compiled, **arguments)) - set(_run_with(compiled)) == added
+
+
 def test_tasks_are_shown_in_the_order_of_their_dependencies(compiled: Path) -> None:
     tasks = planned_tasks(compiled, {})
     order = [task.name for task in tasks]
     assert order[0] == "prepare-data"
     wanted = [
         "train-teacher",
-        "teacher-cache-shards-iteration-0",
-        "teacher-cache-logits",
-        "distill-train-2",
+        "teacher-cache-shards-2-iteration-0",
+        "teacher-cache-logits-2",
+        "distill-train-4",
         "export-openvino",
     ]
     assert [name for name in order if name in wanted] == wanted

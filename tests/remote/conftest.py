@@ -17,6 +17,7 @@ from yolo_distill.pipelines.cli import app
 PROGRAM = Path(sys.executable).parent / "yolo-distill"
 CPU_IMAGE = "registry.example.org/yolo-distill@sha256:" + "a" * 64
 TRAIN_IMAGE = "registry.example.org/yolo-distill-cuda@sha256:" + "b" * 64
+TENSORRT_IMAGE = "registry.example.org/yolo-distill-tensorrt@sha256:" + "c" * 64
 CLUSTER = f"""
 images:
   cpu: {CPU_IMAGE}

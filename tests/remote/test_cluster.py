@@ -9,8 +9,9 @@ from kfp import dsl
 from kfp.compiler import Compiler
 from pydantic import ValidationError
 
-from tests.remote.conftest import CPU_IMAGE, TRAIN_IMAGE, CommandLine
+from tests.remote.conftest import CPU_IMAGE, TENSORRT_IMAGE, TRAIN_IMAGE, CommandLine
 from yolo_distill.components.shared.errors import InputError
+from yolo_distill.components.shared.image import TENSORRT_IMAGE as NAMED_TENSORRT_IMAGE
 from yolo_distill.components.shared.image import TRAIN_IMAGE as NAMED_TRAIN_IMAGE
 from yolo_distill.components.shared.train_job.settings import SETTINGS_VARIABLE, TrainJobSettings
 from yolo_distill.pipelines.cluster import ClusterSettings, TrainJob, apply_cluster, load_cluster
@@ -61,7 +62,7 @@ def test_the_graph_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: Path) -> None:
     spec, executors = compiled(tmp_path, load_cluster(EXAMPLE))
     containers = {name: body["container"] for name, body in spec["deploymentSpec"]["executors"].items()}
-    training, light = containers["exec-distill-train-2"], containers["exec-compare"]
+    training, light = containers["exec-distill-train-4"], containers["exec-compare"]
     assert training["resources"]["resourceCpuRequest"] == "8"
     assert training["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert training["resources"]["accelerator"]["resourceCount"] == "1"
@@ -71,7 +72,7 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
         "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow:9000",
         "YOLO_DISTILL_IMAGE": light["image"],
     }
-    platform = executors["exec-distill-train-2"]
+    platform = executors["exec-distill-train-4"]
     assert platform["emptyDirMounts"] == [
         {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
     ]
@@ -90,7 +91,7 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
     }
     assert executors["exec-benchmark"]["nodeSelector"]["labels"] == {"cloud.example.org/pool": "benchmark"}
     tasks = all_tasks(spec)
-    retry = tasks["distill-train-2"]["retryPolicy"]
+    retry = tasks["distill-train-4"]["retryPolicy"]
     assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (3, "60s", 2.0)
     assert "retryPolicy" not in tasks["compare"]
     # Protobuf writes what is false as nothing.
@@ -110,7 +111,7 @@ def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
     }
     trainings = {name for name in all_tasks(spec) if name.startswith(("train-teacher", "distill-train"))}
     assert told.keys() == trainings
-    nodes = told["distill-train-2"]
+    nodes = told["distill-train-4"]
     assert (nodes.nodes, nodes.processes, nodes.runtime, nodes.image) == (4, 1, "our-torch", cluster.images["train"])
     assert nodes.requests == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
     assert nodes.limits == {"memory": "48Gi", "nvidia.com/gpu": "1"}
@@ -120,15 +121,24 @@ def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
     }
     assert [(volume.claim, volume.mount) for volume in nodes.volumes] == [("yolo-distill", "/cache")]
     assert nodes.tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
-    resources = containers["exec-distill-train-2"]["resources"]
+    resources = containers["exec-distill-train-4"]["resources"]
     assert resources == containers["exec-compare"]["resources"]
     assert "accelerator" not in resources
-    waiting = executors["exec-distill-train-2"]
+    waiting = executors["exec-distill-train-4"]
     assert not {"nodeSelector", "tolerations", "emptyDirMounts"} & waiting.keys()
     assert [mount["mountPath"] for mount in waiting["pvcMount"]] == ["/cache"]
     assert waiting["activeDeadlineSeconds"] == "259200"
     # The cache is built by tasks of the same flavour, in pods of their own.
-    assert "accelerator" in containers["exec-teacher-cache-logits"]["resources"]
+    assert "accelerator" in containers["exec-teacher-cache-logits-2"]["resources"]
+
+
+def test_engines_are_built_where_the_cluster_says(tmp_path: Path) -> None:
+    flavours = {"tensorrt": {"accelerator": "nvidia.com/gpu"}}
+    cluster = ClusterSettings(images=IMAGES | {"tensorrt": TENSORRT_IMAGE}, flavours=flavours)
+    spec, _ = compiled(tmp_path, cluster)
+    executors = spec["deploymentSpec"]["executors"]
+    with_gpu = {name for name, body in executors.items() if "accelerator" in body["container"].get("resources", {})}
+    assert with_gpu == {"exec-export-tensorrt"}
 
 
 def test_nodes_need_a_folder_to_share() -> None:
@@ -136,13 +146,14 @@ def test_nodes_need_a_folder_to_share() -> None:
         ClusterSettings(images=IMAGES, train_job=TrainJob(nodes=2))
 
 
-def test_every_image_is_the_cluster_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engines", [{}, {"tensorrt": TENSORRT_IMAGE}])
+def test_every_image_is_the_cluster_s(tmp_path: Path, engines: dict[str, str]) -> None:
     named, _ = compiled(tmp_path, None)
-    spec, _ = compiled(tmp_path, ClusterSettings(images=IMAGES))
+    spec, _ = compiled(tmp_path, ClusterSettings(images=IMAGES | engines))
     executors = spec["deploymentSpec"]["executors"]
+    wanted = {NAMED_TRAIN_IMAGE: TRAIN_IMAGE, NAMED_TENSORRT_IMAGE: engines.get("tensorrt", TRAIN_IMAGE)}
     for name, body in named["deploymentSpec"]["executors"].items():
-        flavour = "train" if body["container"]["image"] == NAMED_TRAIN_IMAGE else "cpu"
-        assert executors[name]["container"]["image"] == IMAGES[flavour]
+        assert executors[name]["container"]["image"] == wanted.get(body["container"]["image"], CPU_IMAGE)
 
 
 def test_nothing_is_taken_over_where_a_tag_may_mean_another_image(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_roots_may_lie_on_any_mounted_volume() -> None:
         ("defaults: {cpus: 2}", "defaults.cpus: Extra inputs are not permitted"),
         ("defaults: {cpu: lots}", "defaults.cpu: String should match pattern"),
         ("flavours: {train: {memory: 4GB}}", "flavours.train.memory: String should match pattern"),
-        ("flavours: {gpu: {}}", "flavours.gpu: it should be 'cpu' or 'train'"),
+        ("flavours: {gpu: {}}", "flavours.gpu: it should be 'cpu', 'train' or 'tensorrt'"),
         ("defaults: {cpu: 2, cpu_limit: 1500m}", "defaults.cpu: 2 is more than its limit 1500m"),
         ("defaults: {memory_limit: 4Gi}\ntasks: {compare: {memory: 5Gi}}", "tasks.compare.memory: 5Gi is more than"),
         ("defaults: {accelerator_count: 0}", "defaults.accelerator_count: it should be greater than or equal to 1"),

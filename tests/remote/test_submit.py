@@ -235,6 +235,7 @@ def test_a_run_is_waited_for_looked_at_and_ended(kubeflow: Kubeflow, cli: Comman
         (["--data=/cache/../etc"], "--data /cache/../etc: lies on this machine"),
         (["--teacher=teacher.pt"], "--teacher teacher.pt: lies on this machine"),
         (["--recipe=recipe.yaml"], "--recipe recipe.yaml: lies on this machine"),
+        (["--tensorrt=fp16"], "--tensorrt fp16: the cluster file names no image for it. Set images.tensorrt there"),
         (["--epochs=0"], "--epochs 0: it should be greater than or equal to 1"),
         (["--data=https://me:secret@host/data.zip"], "the address carries a password"),
         (["--params=list.yaml"], "--params list.yaml: does not map parameters to values"),
