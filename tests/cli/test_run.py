@@ -159,6 +159,29 @@ def test_the_teacher_can_be_asked_about_the_original_images(folder: Path, first:
     assert "Ask the teacher about every view" not in text
 
 
+def test_a_pruned_student_its_exports_and_its_robustness_are_made_from_what_is_there(folder: Path, first: str) -> None:
+    done = _run(
+        folder,
+        "--pruning=on",
+        "--mobile=ncnn",
+        "--robustness=on",
+        "--robustness-images=1",
+        "--benchmark-seconds=0.2",
+    )
+    assert done.returncode == 0, done.stderr
+    states = dict(re.findall(r"\] (.*): (done|cached)", done.stdout))
+    for same in ("Cache the teacher's answers, to prune by", "Train the student that will be pruned"):
+        assert states[same] == "cached"
+    latest = folder / "runs" / "latest"
+    kept = read_comparison(latest / "comparison").model_of("distilled").gflops / read_card(latest / "unpruned").gflops
+    assert kept == pytest.approx(0.5, abs=0.05)
+    assert read_card(latest / "ncnn").lineage["parent"] == read_card(latest / "distilled").digest
+    table = (latest / "robustness.md").read_text()
+    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == ["Model", "teacher", "plain", "distilled", "INT8"]
+    for name in ("ncnn", "robustness.html"):
+        assert f"runs/{latest.readlink()}/{name}" in done.stdout
+
+
 def test_a_changed_recipe_repeats_what_depends_on_it_alone(folder: Path, first: str) -> None:
     (folder / "mine.yaml").write_text("name: mine\ndescription: x\nterms:\n- {loss: binary_kl, weight: 1.0}\n")
     text, ended = _run_until(folder, "Train the student by distillation: running", "--recipe=mine.yaml")

@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +311,16 @@ def test_an_image_that_cannot_be_read(tmp_path, digits):
     broken.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(InputError, match=r"broken\.jpg: cannot be read as an image"):
         list(read_batches([digits.image_path(digits.split("train")[0]), broken], 1))
+
+
+def test_an_image_too_large_for_memory_is_refused_by_its_header(tmp_path):
+    # 150 million pixels are more than Pillow only warns of, 400 million more than it refuses.
+    for side in (12_300, 20_000):
+        path = tmp_path / f"{side}.png"
+        Image.new("1", (side, side)).save(path)
+        tracemalloc.start()
+        with pytest.raises(InputError, match=rf"{side}\.png: has more than 89 million pixels. Make it smaller"):
+            read_image(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000
