@@ -20,6 +20,7 @@ from typing import Any
 
 from kfp import components, dsl, local
 from kfp.local import io, status, task_dispatcher
+from kfp.local.cache import LocalCache
 from kfp.local.orchestrator import task_executor
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 
@@ -105,6 +106,25 @@ def artifacts_of_branches() -> Iterator[None]:
         OrchestratorUtils.get_dag_output_artifacts = outputs_of_dag
 
 
+@contextmanager
+def cache_by_content() -> Iterator[None]:
+    """Let the local cache know a component by what it runs, as Kubeflow's does, and not by its number in the pipeline.
+
+    Else a component that is used in two branches would run again when the other branch is taken.
+    """
+    compute_key = LocalCache.compute_key
+
+    def by_content(cache: LocalCache, *, component_name: str, **rest: Any) -> str:
+        key: str = compute_key(cache, component_name=re.sub(r"-\d+$", "", component_name), **rest)
+        return key
+
+    LocalCache.compute_key = by_content
+    try:
+        yield
+    finally:
+        LocalCache.compute_key = compute_key
+
+
 def run(plan: RunPlan) -> None:
     """Run the plan's pipeline to its end.
 
@@ -128,7 +148,7 @@ def run(plan: RunPlan) -> None:
     )
     pipeline = components.load_component_from_file(str(plan.pipeline))
     containers = own_containers(plan) if plan.images else nullcontext()
-    with pipeline_run(plan), containers, reported_tasks(plan.events), artifacts_of_branches():
+    with pipeline_run(plan), containers, reported_tasks(plan.events), artifacts_of_branches(), cache_by_content():
         pipeline(**plan.arguments)
         for task in planned_tasks(plan.pipeline, plan.arguments):
             if not event_file(plan.events, task.name).exists():

@@ -128,6 +128,10 @@ def test_the_output_of_the_branch_that_ran_goes_on(plan_branches: PlanBranches) 
     }
     assert tasks["note-3"].outputs["made"].read_text() == "end"
 
+    # What one branch has made serves another that asks for the same.
+    states = _states(_run(plan_branches(words=["alone"])))
+    assert (states["note-iteration-0"], states["join"], states["note-3"]) == ("cached", "done", "cached")
+
 
 def test_nothing_is_begun_after_a_failure(plan_branches: PlanBranches, tmp_path: Path) -> None:
     # The others wait for the failure and some seconds more, one after the other.
