@@ -19,6 +19,6 @@ def test_every_file_is_installed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "absent from the `packages` configuration" not in done.stderr
-    written = {path.relative_to(source) for folder in FOLDERS for path in (source / folder).rglob("*") if path.is_file()}
+    files = [path for folder in FOLDERS for path in (source / folder).rglob("*") if path.is_file()]
     installed = {path.relative_to(built / "yolo_distill") for path in built.rglob("*") if path.is_file()}
-    assert installed == written
+    assert installed == {path.relative_to(source) for path in files}
