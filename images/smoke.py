@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from yolo_distill.components.distill_train.recipe import recipe_names
+
 WORK = Path(os.environ["TMPDIR"]) / "smoke"
 STEPS = {
     "prepare-data": ({}, {"source": "digits:train=16,val=8,test=8,size=96"}),
@@ -39,7 +41,7 @@ def main() -> None:
 
 
 def check_environment() -> None:
-    """Find out what would go wrong on a cluster only: root, a writable root file system, tools for building.
+    """Find out what would go wrong on a cluster only: root, a writable root, tools for building, missing files.
 
     Raises:
         SystemExit: The image is not as it should be.
@@ -54,6 +56,8 @@ def check_environment() -> None:
             sys.exit(f"{tool} was left in the image")
     if importlib.util.find_spec("pip"):
         sys.exit("pip was left in the environment")
+    if "default" not in recipe_names():
+        sys.exit("the package lacks its recipes")
 
 
 def run(step: str, spec: dict, inputs: dict[str, tuple[str, str]], parameters: dict[str, object]) -> None:

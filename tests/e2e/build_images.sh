@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 BASE=localhost/python:3.11-slim
-FREE_GB=40
+# What podman's copies take beside the images; less is enough where their dependencies are in its cache.
+FREE_GB=${FREE_GB:-40}
 export CONTAINERS_CONF=$PWD/tests/e2e/containers.conf
 export ENGINE=podman PYTHON_IMAGE=$BASE TORCH_INDEX=${TORCH_INDEX-}
 

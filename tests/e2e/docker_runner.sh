@@ -55,22 +55,23 @@ done
 chown $NUMBER "$scratch/engine.sock" || fail "podman's service did not start: $(cat "$scratch/engine.log")"
 
 # A user without rights. Python may lie in root's home, so that this one may read everything; its containers may not.
-as_user() {
-    (
-        cd "$scratch"
-        exec setpriv --reuid=$NUMBER --regid=$NUMBER --clear-groups --no-new-privs \
-            --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search \
-            env HOME="$scratch" DOCKER_HOST="unix://$scratch/engine.sock" "$@"
-    )
-}
-
+# No function, whose process in the background would be a shell and not the program.
+as_user=(
+    setpriv "--reuid=$NUMBER" "--regid=$NUMBER" --clear-groups --no-new-privs
+    "--inh-caps=-all,+dac_read_search" "--ambient-caps=-all,+dac_read_search"
+    env "--chdir=$scratch" "HOME=$scratch" "DOCKER_HOST=unix://$scratch/engine.sock"
+)
 program=$(cd "$(dirname "$PYTHON")" && pwd)/yolo-distill
 run() {
-    as_user "$program" run "${TINY[@]}" "$@"
+    "${as_user[@]}" "$program" run "${TINY[@]}" "$@"
 }
 
 containers_left() {
     podman ps --all --quiet --filter label=yolo-distill.run
+}
+
+started_since() {
+    podman events --stream=false --since "$1" --filter event=start --format '{{.Image}}'
 }
 
 say "each task a process"
@@ -79,7 +80,7 @@ run --output subprocess
 say "each task a container"
 since=$(date --utc +%Y-%m-%dT%H:%M:%SZ)
 run --runner docker --output docker
-podman events --stream=false --since "$since" --filter event=start --format '{{.Image}}' > "$scratch/started"
+started_since "$since" > "$scratch/started"
 sort "$scratch/started" | uniq --count >&2
 
 say "what came of it"
@@ -88,7 +89,7 @@ for runner in subprocess docker; do
 done > "$scratch/digests"
 [[ $(sort -u "$scratch/digests" | wc -l) -eq 1 ]] || fail "the two runs were not of the same IR"
 echo "IR: sha256:$(head -1 "$scratch/digests")"
-as_user "$program" compile --output again.yaml > /dev/null
+"${as_user[@]}" "$program" compile --output again.yaml > /dev/null
 cmp "$scratch/again.yaml" "$scratch/docker/latest/pipeline.yaml" || fail "that is not what compile writes"
 "$PYTHON" - "$scratch" $NUMBER << 'PYTHON'
 import json, os, sys
@@ -122,8 +123,12 @@ PYTHON
 [[ -z $(containers_left) ]] || fail "containers are left over"
 
 say "again, from the cache"
+# Events are told apart by the second.
+sleep 1
+since=$(date --utc +%Y-%m-%dT%H:%M:%SZ)
 run --runner docker --output docker > "$scratch/again.log"
 [[ $(grep -c ': cached' "$scratch/again.log") -eq $(wc -l < "$scratch/started") ]] || fail "$(cat "$scratch/again.log")"
+[[ -z $(started_since "$since") ]] || fail "containers were started for what was cached"
 
 say "a step that refuses its data"
 mkdir "$scratch/data" "$scratch/data/images" "$scratch/data/labels"
@@ -131,17 +136,17 @@ printf 'no image' > "$scratch/data/images/one.jpg"
 printf '0 0.5 0.5 0.1 0.1\n' > "$scratch/data/labels/one.txt"
 printf 'path: .\ntrain: images\nval: images\nnames: [thing]\n' > "$scratch/data/data.yaml"
 status=0
-as_user "$program" run --runner docker --data "$scratch/data" --output refused > "$scratch/refused.log" 2>&1 || status=$?
+"${as_user[@]}" "$program" run --runner docker --data "$scratch/data" --output refused > "$scratch/refused.log" 2>&1 || status=$?
 [[ $status -eq 2 ]] || fail "it ended with $status: $(cat "$scratch/refused.log")"
 tail -1 "$scratch/refused.log"
 [[ -z $(containers_left) ]] || fail "containers are left over"
 
 say "an interruption"
-as_user "$program" run "${TINY[@]}" --runner docker --no-cache --epochs=1000 --output interrupted \
+"${as_user[@]}" "$program" run "${TINY[@]}" --runner docker --no-cache --epochs=1000 --output interrupted \
     > "$scratch/interrupted.log" 2>&1 &
 interrupted=$!
-for _ in $(seq 600); do
-    ! grep -q 'Train the student plainly: running' "$scratch/interrupted.log" || break
+until grep -q 'Train the student plainly: running' "$scratch/interrupted.log"; do
+    kill -0 $interrupted 2> /dev/null || fail "it ended early: $(cat "$scratch/interrupted.log")"
     sleep 0.5
 done
 sleep 5
