@@ -138,7 +138,8 @@ def measured_ranges(network: DetectionModel, batches: Iterable[torch.Tensor]) ->
         network.train(training)
         for hook in hooks:
             hook.remove()
-    return {name: Range(*torch.cat(values).mean(0).tolist()) for name, values in seen.items()}
+    # A diverged network has ranges, too: ultralytics notices and goes back to an earlier one.
+    return {name: Range(*torch.cat(values).mean(0).nan_to_num().tolist()) for name, values in seen.items()}
 
 
 def simulate_int8(network: DetectionModel, ranges: dict[str, Range]) -> None:

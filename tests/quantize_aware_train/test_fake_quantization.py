@@ -160,3 +160,9 @@ def test_the_decoding_stays_in_floating_point(network, images):
     with simulated_int8(network, ranges):
         assert type(network.model[-1].dfl.conv) is nn.Conv2d
         assert type(network.model[-1].cv2[0][-1]) is FakeQuantizedConv2d
+
+
+def test_a_diverged_network_is_left_to_the_trainer(network, images):
+    network.model[3].conv.weight.data.fill_(torch.nan)
+    with torch.no_grad(), simulated_int8(network, measured_ranges(network, [images])):
+        assert network(images)[0].isnan().any()
