@@ -138,7 +138,7 @@ def measured_ranges(network: DetectionModel, batches: Iterable[torch.Tensor]) ->
         network.train(training)
         for hook in hooks:
             hook.remove()
-    # A diverged network has ranges, too: ultralytics notices and goes back to an earlier one.
+    # Ultralytics validates a diverged network before it goes back to an earlier one.
     return {name: Range(*torch.cat(values).mean(0).nan_to_num().tolist()) for name, values in seen.items()}
 
 

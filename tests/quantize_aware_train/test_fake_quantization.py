@@ -162,7 +162,10 @@ def test_the_decoding_stays_in_floating_point(network, images):
         assert type(network.model[-1].cv2[0][-1]) is FakeQuantizedConv2d
 
 
-def test_a_diverged_network_is_left_to_the_trainer(network, images):
+def test_a_diverged_network_can_be_validated_still(network, images):
+    # Ultralytics validates before it looks at the loss and goes back to the last good weights.
     network.model[3].conv.weight.data.fill_(torch.nan)
-    with torch.no_grad(), simulated_int8(network, measured_ranges(network, [images])):
-        assert network(images)[0].isnan().any()
+    ranges = measured_ranges(network, [images])
+    assert all(math.isfinite(bound) for values in ranges.values() for bound in values)
+    with torch.no_grad(), simulated_int8(network, ranges):
+        network(images)
