@@ -17,7 +17,7 @@ def quantize_aware_train(  # noqa: ANN201
     teacher: dsl.Input[dsl.Model] = None,
     name: str = "quantize-aware",
     recipe: str = "default",
-    epochs: int = 10,
+    epochs: int = 5,
     batch: int = 16,
     lr: float = 0.0005,
     seed: int = 0,
