@@ -15,7 +15,7 @@ from yolo_distill.components.shared.detector import preprocess, read_image
 from yolo_distill.components.train_teacher.checkpoint import write_checkpoint_artifact
 
 
-def lively_model(dataset: DetectionDataset, target: Path, imgsz: int = 160) -> None:
+def lively_model(dataset: DetectionDataset, target: Path, imgsz: int = 160, architecture: str = "yolov8n.yaml") -> None:
     """Write a model artifact with random weights.
 
     Its normalisation layers have seen images, so that their differences reach the output, and its scores are spread
@@ -25,9 +25,10 @@ def lively_model(dataset: DetectionDataset, target: Path, imgsz: int = 160) -> N
         dataset: Whose classes it has and whose images it has seen.
         target: Where the model artifact appears.
         imgsz: Side of its input in pixels.
+        architecture: Its model YAML.
     """
     torch.manual_seed(0)
-    network = DetectionModel("yolov8n.yaml", nc=len(dataset.classes), verbose=False)
+    network = DetectionModel(architecture, nc=len(dataset.classes), verbose=False)
     network.names = dict(enumerate(dataset.classes))
     network.args = {**DEFAULT_CFG_DICT, "imgsz": imgsz}
     images = [read_image(dataset.image_path(record)) for record in dataset.split("train")[:16]]
@@ -46,5 +47,10 @@ def lively_model(dataset: DetectionDataset, target: Path, imgsz: int = 160) -> N
     with TemporaryDirectory() as folder:
         model.save(Path(folder) / "model.pt")
         write_checkpoint_artifact(
-            target, Path(folder) / "model.pt", name="lively", imgsz=imgsz, architecture="yolov8n.yaml", lineage={}
+            target,
+            Path(folder) / "model.pt",
+            name="lively",
+            imgsz=imgsz,
+            architecture=Path(architecture).name,
+            lineage={},
         )

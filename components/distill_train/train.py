@@ -1,8 +1,9 @@
 """Trains the student: with a teacher's cached answers, or plainly."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -203,11 +204,14 @@ class StudentJob(TrainingJob):
     """A distillation as processes of their own are told of it.
 
     Attributes:
+        trainer_type: What trains.
         recipe: The distillation terms.
         cache: The cache of the teacher's answers, or ``None``.
         teacher: The teacher's model artifact, to ask it at every step, or ``None``.
         donor: The model artifact that the student's first weights are selected from, or ``None``.
     """
+
+    trainer_type: ClassVar[type[DistillationTrainer]] = DistillationTrainer
 
     recipe: Recipe
     cache: Path | None = None
@@ -221,9 +225,24 @@ class StudentJob(TrainingJob):
         with torch_distributed_zero_first(local_rank()):
             teacher = choose_teacher(self.recipe, self.cache, self.teacher)
         assert teacher is not None
-        return DistillationTrainer(
+        return self.trainer_type(
             dataset, self.settings, self.model, self.folder, recipe=self.recipe, teacher=teacher, donor=self.donor
         )
+
+
+class JobTypes(NamedTuple):
+    """How a student is trained.
+
+    Attributes:
+        plain: Without a teacher.
+        distilling: With one.
+    """
+
+    plain: type[TrainingJob] = TrainingJob
+    distilling: type[StudentJob] = StudentJob
+
+
+_STOCK = JobTypes()
 
 
 def distill(
@@ -239,6 +258,8 @@ def distill(
     initial: Path | None = None,
     work_root: Path | None = None,
     launcher: Launcher | None = None,
+    jobs: JobTypes = _STOCK,
+    told: Mapping[str, str] | None = None,
 ) -> StudentResult:
     """Train a student.
 
@@ -256,6 +277,8 @@ def distill(
         initial: A PyTorch model artifact to go on training, such as a pruned one, in place of ``model``.
         work_root: Folder for checkpoints of an unfinished training, which a later call resumes.
         launcher: What starts the processes that train; without it this process trains.
+        jobs: How it is trained, where a step of its own departs from this one's way.
+        told: What such a step adds to the lineage.
 
     Returns:
         The student.
@@ -270,6 +293,7 @@ def distill(
     lineage = {"dataset": dataset.digest, "seed": str(settings.seed), "epochs": str(settings.epochs), "recipe": PLAIN}
     if Path(source).suffix == ".pt":
         lineage["pretrained"] = sha256_file(Path(source))
+    lineage |= told or {}
     donor = None
     if teacher is not None and recipe is not None:
         lineage |= _teacher_lineage(teacher, dataset, settings, recipe) | {"recipe": recipe.name}
@@ -282,11 +306,12 @@ def distill(
     identity = [lineage, model, settings.model_dump(), recipe and recipe.model_dump()]
     with training_folder(work_root, target, identity) as folder:
         if launcher is not None:
-            launcher(_job(dataset, source, settings, folder, recipe, teacher, donor))
+            launcher(_job(jobs, dataset, source, settings, folder, recipe, teacher, donor))
         elif teacher is not None and recipe is not None:
-            DistillationTrainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher, donor=donor).train()
+            trainer = jobs.distilling.trainer_type
+            trainer(dataset, settings, source, folder, recipe=recipe, teacher=teacher, donor=donor).train()
         else:
-            ViewTrainer(dataset, settings, source, folder).train()
+            jobs.plain.trainer_type(dataset, settings, source, folder).train()
         history = read_epochs(folder)
         card = write_checkpoint_artifact(
             target,
@@ -331,6 +356,7 @@ def _student(model: str, initial: Path | None) -> tuple[str, str]:
 
 
 def _job(
+    jobs: JobTypes,
     dataset: DetectionDataset,
     source: str,
     settings: TrainSettings,
@@ -341,9 +367,9 @@ def _job(
 ) -> TrainingJob:
     plain = {"dataset": dataset.root, "model": source, "settings": settings, "folder": folder}
     if recipe is None or teacher is None:
-        return TrainingJob.model_validate(plain)
+        return jobs.plain.model_validate(plain)
     kind = "teacher" if isinstance(teacher, OnlineTeacher) else "cache"
-    return StudentJob.model_validate({**plain, "recipe": recipe, "donor": donor, kind: teacher.folder})
+    return jobs.distilling.model_validate({**plain, "recipe": recipe, "donor": donor, kind: teacher.folder})
 
 
 def _require_shareable(recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ def quantize_openvino(
         records: The calibration images.
     """
     model = openvino.Core().read_model(folder / card.file)
-    return nncf.quantize(model, **_settings(model, card, dataset, records))
+    return nncf.quantize(model, **nncf_settings(model, card, dataset, records))
 
 
 def quantize_with_accuracy(
@@ -73,10 +73,33 @@ def quantize_with_accuracy(
         advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
             ranking_subset_size=_RANKING_IMAGES, num_ranking_workers=1
         ),
-        **_settings(model, card, dataset, records),
+        **nncf_settings(model, card, dataset, records),
     )
     before, after = (validator(_compiled(each), validation)[0] for each in (model, quantized))
     return quantized, 100 * (before - after)
+
+
+def nncf_settings(
+    model: openvino.Model, card: ModelCard, dataset: DetectionDataset, records: Sequence[ImageRecord]
+) -> dict[str, Any]:
+    """Return what NNCF is told besides the model.
+
+    Args:
+        model: The FP32 network.
+        card: Its model's card.
+        dataset: The dataset artifact.
+        records: The calibration images.
+    """
+    nncf.set_log_level(logging.WARNING)
+    return {
+        "calibration_dataset": nncf.Dataset(_Inputs(dataset, records, card)),
+        # The quick bias correction leaves scores of small networks almost twice as far off.
+        "fast_bias_correction": False,
+        # Activations after SiLU are lopsided, so that they get a zero point of their own.
+        "preset": nncf.QuantizationPreset.MIXED,
+        "subset_size": len(records),
+        "ignored_scope": nncf.IgnoredScope(names=decoding_tail(model)),
+    }
 
 
 def float_layers(model: openvino.Model) -> list[str]:
@@ -94,21 +117,6 @@ def _stored_weights(convolution: openvino.Node) -> openvino.Node:
     while node.get_type_name() != "Constant":
         node = node.input_value(0).get_node()
     return node
-
-
-def _settings(
-    model: openvino.Model, card: ModelCard, dataset: DetectionDataset, records: Sequence[ImageRecord]
-) -> dict[str, Any]:
-    nncf.set_log_level(logging.WARNING)
-    return {
-        "calibration_dataset": nncf.Dataset(_Inputs(dataset, records, card)),
-        # The quick bias correction leaves scores of small networks almost twice as far off.
-        "fast_bias_correction": False,
-        # Activations after SiLU are lopsided, so that they get a zero point of their own.
-        "preset": nncf.QuantizationPreset.MIXED,
-        "subset_size": len(records),
-        "ignored_scope": nncf.IgnoredScope(names=decoding_tail(model)),
-    }
 
 
 class _Inputs:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
@@ -362,6 +362,7 @@ class TrainingJob(BaseModel):
     """A training as processes of their own are told of it.
 
     Attributes:
+        trainer_type: What trains.
         dataset: The dataset artifact.
         model: A model YAML or a checkpoint, as ultralytics opens it.
         settings: Length, size, seed and optimiser.
@@ -370,6 +371,8 @@ class TrainingJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    trainer_type: ClassVar[type[ViewTrainer]] = ViewTrainer
+
     dataset: Path
     model: str
     settings: TrainSettings
@@ -377,7 +380,7 @@ class TrainingJob(BaseModel):
 
     def trainer(self) -> ViewTrainer:
         """Set the training up, or what an earlier process has left of it."""
-        return ViewTrainer(DetectionDataset.open(self.dataset), self.settings, self.model, self.folder)
+        return self.trainer_type(DetectionDataset.open(self.dataset), self.settings, self.model, self.folder)
 
     def staged(self, stage: Callable[[Path], Path]) -> Self:
         """Return the same training with everything that it reads put elsewhere.
