@@ -94,7 +94,8 @@ def draw(models: Mapping[str, Robustness]) -> Figure:
     for number, (name, model) in enumerate(models.items()):
         for one, style in zip(model.attacks, (":", "--", "-"), strict=True):
             points = {0: model.clean.map} | {at: value.map for at, value in one.by_epsilon.items()}
-            label = f"{name}, {one.attack}"
+            # One legend tells the attacks, the other the models.
+            label = None if number else one.attack
             attacked.plot(list(points), [100 * y for y in points.values()], style, color=f"C{number}", label=label)
         severities = by_severity(model)
         corrupted.plot(
@@ -104,7 +105,8 @@ def draw(models: Mapping[str, Robustness]) -> Figure:
     corrupted.set(xlabel="severity; mean over COCO-C's 15 corruptions")
     for axis in (attacked, corrupted):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
+    attacked.legend(loc="center right", fontsize="small")
+    corrupted.legend(fontsize="small")
     return figure
 
 

@@ -175,7 +175,7 @@ def draw(result: dict[str, Any], runs: Sequence[dict[str, Any]], target: Path) -
             axes.plot([place - 0.2, place + 0.2], [figures[split]] * 2, color=colours[arm], linewidth=2)
         axes.axhline(result["teacher"][split], color="black", linestyle=":")
         axes.set_xlim(-0.6, len(result["arms"]) - 0.4)
-        axes.set_xticks(range(len(result["arms"])), list(result["arms"]))
+        axes.set_xticks(range(len(result["arms"])), list(result["arms"]), rotation=20, fontsize=8)
         axes.set_title(f"{split} mAP50-95, COCO protocol; a dot a seed")
         axes.title.set_fontsize(9)
     figure.tight_layout()
