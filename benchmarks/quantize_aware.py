@@ -194,9 +194,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the figures."""
     console = Console()
     for split, precisions in result["mean_map"].items():
-        table = Table(
-            "", *(STUDENT, TRAINED_ON, AWARE), title=f"{split}: mAP50-95, and what it is below the same in FP32"
-        )
+        table = Table("", *(STUDENT, TRAINED_ON, AWARE), title=f"{split}: mAP50-95 (points against FP32)")
         for precision, arms in precisions.items():
             cells = (
                 f"{100 * arms[arm]:.2f}"
