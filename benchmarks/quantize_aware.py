@@ -30,6 +30,7 @@ from accuracy.run import main as train_students
 from rich.console import Console
 from rich.table import Table
 
+from yolo_distill.components.benchmark.machine import describe_machine
 from yolo_distill.components.distill_train.recipe import load_recipe
 from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
@@ -40,6 +41,7 @@ from yolo_distill.components.quantize.calibration import draw_calibration
 from yolo_distill.components.quantize.openvino_int8 import nncf_settings
 from yolo_distill.components.quantize.quantize import quantize
 from yolo_distill.components.quantize_aware_train.train import quantize_aware_train
+from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.files import new_directory, write_text
 from yolo_distill.components.shared.model_card import read_card
 from yolo_distill.components.shared.training import train_settings
@@ -76,6 +78,7 @@ def main(
         runs.append({"seed": seed, "map": accuracies(experiment, folder / f"seed-{seed}", models)})
         print(json.dumps(runs[-1]), flush=True)
     result = {
+        "machine": describe_machine(usable_cores()).model_dump(),
         "settings": {
             "student": Path(student).name,
             "recipe": recipe,
@@ -191,9 +194,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the figures."""
     console = Console()
     for split, precisions in result["mean_map"].items():
-        table = Table(
-            "", *(STUDENT, TRAINED_ON, AWARE), title=f"{split}: mAP50-95, and what it is below the same in FP32"
-        )
+        table = Table("", *(STUDENT, TRAINED_ON, AWARE), title=f"{split}: mAP50-95 (points against FP32)")
         for precision, arms in precisions.items():
             cells = (
                 f"{100 * arms[arm]:.2f}"
