@@ -22,6 +22,7 @@ import typer
 import yaml
 from accuracy.run import Experiment, measured, train_ours
 from accuracy.run import main as train_students
+from converted import exported, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -30,9 +31,7 @@ from yolo_distill.components.benchmark.machine import describe_machine
 from yolo_distill.components.distill_train.recipe import load_recipe
 from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
-from yolo_distill.components.export_openvino.export import export
 from yolo_distill.components.prune.prune import prune, pruning_target
-from yolo_distill.components.quantize.quantize import quantize
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.pytorch_runtime import load_network
 from yolo_distill.components.shared.files import write_text
@@ -72,7 +71,7 @@ def main(
         runs.append({"seed": seed, **kept(models[PRUNED]), "map": accuracies(experiment, pruned, models, seed)})
         print(json.dumps(runs[-1]), flush=True)
     first = pruned / f"seed-{seeds.partition(',')[0]}"
-    speed = measured_speed(experiment, first, unpruned(experiment, recipe, runs[0]["seed"]), seconds)
+    speed = measured_speed(experiment, first, experiment.trained(recipe, runs[0]["seed"]) / "last", seconds)
     mean = {
         split: {arm: statistics.fmean(run["map"][split][arm] for run in runs) for arm in models} for split in SPLITS
     }
@@ -98,17 +97,12 @@ def main(
     show(result)
 
 
-def unpruned(experiment: Experiment, recipe: str, seed: int) -> Path:
-    """Return the distilled student of the accuracy comparison."""
-    return experiment.work / "students" / f"{recipe}-{seed}" / "last"
-
-
 def students(
     experiment: Experiment, folder: Path, recipe_name: str, keep_flops: float, importance: str, seed: int
 ) -> dict[str, Path]:
     """Prune a distilled student and recover it; return the model artifacts of one seed by arm."""
     models = {
-        UNPRUNED: unpruned(experiment, recipe_name, seed),
+        UNPRUNED: experiment.trained(recipe_name, seed) / "last",
         PRUNED: folder / "pruned",
         DISTILLED: folder / "distilled" / "last",
         PLAIN: folder / "plain" / "last",
@@ -167,12 +161,9 @@ def measured_speed(experiment: Experiment, folder: Path, original: Path, seconds
     """Measure the OpenVINO models before and after pruning, in turns."""
     models = {}
     for name, model in (("unpruned", original), ("pruned", folder / "distilled" / "last")):
-        converted = folder / "converted" / name
-        if not (converted / "openvino").is_dir():
-            export(experiment.dataset, model, converted / "onnx", converted / "openvino")
-        if not (converted / "int8").is_dir():
-            quantize(experiment.dataset, converted / "openvino", converted / "int8")
-        models |= {f"{name} FP32": converted / "openvino", f"{name} INT8": converted / "int8"}
+        converted = exported(experiment.dataset, model, folder / "converted" / name)
+        int8 = quantized(experiment.dataset, converted)
+        models |= {f"{name} FP32": converted / "openvino", f"{name} INT8": int8}
     result = benchmark(experiment.dataset, models, seconds, folder / "benchmark", split="test")
     figures: dict[str, Any] = {
         name: entry.model_dump(include={"end_to_end", "network", "throughput", "size_bytes", "samples"})

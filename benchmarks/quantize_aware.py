@@ -14,6 +14,7 @@ as ``--work``, its teacher, cache and students are used.
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ import openvino
 import typer
 from accuracy.run import Experiment, measured
 from accuracy.run import main as train_students
+from converted import exported, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -35,11 +37,9 @@ from yolo_distill.components.distill_train.recipe import load_recipe
 from yolo_distill.components.distill_train.train import choose_teacher, distill
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
 from yolo_distill.components.export_openvino.artifact import write_converted_card
-from yolo_distill.components.export_openvino.export import export
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
 from yolo_distill.components.quantize.calibration import draw_calibration
 from yolo_distill.components.quantize.openvino_int8 import nncf_settings
-from yolo_distill.components.quantize.quantize import quantize
 from yolo_distill.components.quantize_aware_train.train import quantize_aware_train
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.files import new_directory, write_text
@@ -101,7 +101,7 @@ def students(
 ) -> dict[str, Path]:
     """Train a student on in both ways; return the model artifacts of one seed by arm."""
     models = {
-        STUDENT: experiment.work / "students" / f"{recipe_name}-{seed}" / "last",
+        STUDENT: experiment.trained(recipe_name, seed) / "last",
         TRAINED_ON: folder / "trained-on" / "last",
         AWARE: folder / "aware" / "last",
     }
@@ -124,34 +124,14 @@ def accuracies(experiment: Experiment, folder: Path, models: dict[str, Path]) ->
     """Return mAP50-95 (0..1) by split, precision and arm."""
     values: dict[str, dict[str, dict[str, float]]] = {split: {} for split in SPLITS}
     for arm, model in models.items():
-        converted = folder / "converted" / arm
-        if not (converted / "openvino").is_dir():
-            export(experiment.dataset, model, converted / "onnx", converted / "openvino")
+        converted = exported(experiment.dataset, model, folder / "converted" / arm)
         for precision, make in PRECISIONS.items():
-            quantized = make(experiment.dataset, converted)
+            made = make(experiment.dataset, converted)
             for split in SPLITS:
-                target = folder / "evaluations" / arm / quantized.name
-                measured(experiment, quantized, target, split)
+                target = folder / "evaluations" / arm / made.name
+                measured(experiment, made, target, split)
                 values[split].setdefault(precision, {})[arm] = read_evaluation(target / split).map or 0.0
     return values
-
-
-def _by_nncf(dataset: DetectionDataset, converted: Path) -> Path:
-    if not (converted / "int8").is_dir():
-        quantize(dataset, converted / "openvino", converted / "int8")
-    return converted / "int8"
-
-
-def _from_few_images(dataset: DetectionDataset, converted: Path) -> Path:
-    if not (converted / "int8-few").is_dir():
-        quantize(dataset, converted / "openvino", converted / "int8-few", calibration_images=FEW_IMAGES)
-    return converted / "int8-few"
-
-
-def _for_onnx_runtime(dataset: DetectionDataset, converted: Path) -> Path:
-    if not (converted / "int8-onnx").is_dir():
-        quantize(dataset, converted / "onnx", converted / "int8-onnx", method="onnx-qdq")
-    return converted / "int8-onnx"
 
 
 def _uncorrected(dataset: DetectionDataset, converted: Path) -> Path:
@@ -161,9 +141,9 @@ def _uncorrected(dataset: DetectionDataset, converted: Path) -> Path:
         model = openvino.Core().read_model(converted / "openvino" / card.file)
         settings = nncf_settings(model, card, dataset, draw_calibration(dataset, 300, 0))
         without = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
-        quantized = nncf.quantize(model, **settings, advanced_parameters=without)
+        rounded = nncf.quantize(model, **settings, advanced_parameters=without)
         with new_directory(target) as folder:
-            openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
+            openvino.save_model(rounded, folder / "model.xml", compress_to_fp16=False)
             write_converted_card(
                 folder, card, name=card.name, format="openvino", precision="int8", file="model.xml", lineage={}
             )
@@ -172,9 +152,9 @@ def _uncorrected(dataset: DetectionDataset, converted: Path) -> Path:
 
 PRECISIONS: dict[str, Callable[[DetectionDataset, Path], Path]] = {
     FP32: lambda _, converted: converted / "openvino",
-    INT8: _by_nncf,
-    f"INT8, {FEW_IMAGES} calibration images": _from_few_images,
-    "INT8 for ONNX Runtime": _for_onnx_runtime,
+    INT8: quantized,
+    f"INT8, {FEW_IMAGES} calibration images": partial(quantized, name="int8-few", calibration_images=FEW_IMAGES),
+    "INT8 for ONNX Runtime": partial(quantized, name="int8-onnx", source="onnx", method="onnx-qdq"),
     "INT8 without bias correction": _uncorrected,
 }
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from converted import exported, quantized
 from matplotlib.figure import Figure
 
 from yolo_distill.components.compare_robustness.compare import compare_robustness
 from yolo_distill.components.evaluate_robustness.evaluate import evaluate_robustness
-from yolo_distill.components.evaluate_robustness.robustness import Robustness, RobustnessSettings
-from yolo_distill.components.export_openvino.export import export
+from yolo_distill.components.evaluate_robustness.robustness import AttackResult, Robustness, RobustnessSettings
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
-from yolo_distill.components.quantize.quantize import quantize
 from yolo_distill.components.shared.files import write_text
 
 RESULTS = Path(__file__).with_name("results")
@@ -39,10 +38,7 @@ def main(
 ) -> None:
     """Measure, print the table, write figures and picture into results/."""
     data, settings = DetectionDataset.open(dataset), RobustnessSettings(images=images)
-    int8 = work / "int8"
-    if not int8.is_dir():
-        export(data, distilled, work / "onnx", work / "openvino")
-        quantize(data, work / "openvino", int8)
+    int8 = quantized(data, exported(data, distilled, work))
     models = {"teacher": (teacher, None), "plain": (plain, None), "distilled": (distilled, None)}
     models["INT8"] = (int8, distilled)
     for name, (model, source) in models.items():
@@ -55,10 +51,7 @@ def main(
         print(line)
     RESULTS.mkdir(exist_ok=True)
     draw(found).savefig(RESULTS / "robustness.png", dpi=120)
-    figures = {
-        name: {"mpc": one.mpc, "rpc": one.rpc, "by_severity": by_severity(one), **one.metrics}
-        for name, one in found.items()
-    }
+    figures = {name: {"by_severity": by_severity(one), **one.metrics} for name, one in found.items()}
     first = found["teacher"]
     record = {"images": len(first.images), "boxes": first.boxes, "split": first.split, "models": figures}
     write_text(RESULTS / "robustness.json", json.dumps(record, indent=1) + "\n")
@@ -69,15 +62,16 @@ def by_severity(model: Robustness) -> dict[int, float]:
     return {0: model.clean.map} | {one: model.at_severity(one) for one in model.measured.severities}
 
 
+def by_epsilon(model: Robustness, attack: AttackResult) -> dict[float, float]:
+    """Return mAP50-95, 0..1, by the largest change of a pixel in 1/255; clean images are changed by 0."""
+    return {0: model.clean.map} | {at: value.map for at, value in attack.by_epsilon.items()}
+
+
 def surprises(models: Mapping[str, Robustness]) -> list[str]:
     """Return where a model gets better by a stronger attack or by more severe corruptions."""
     curves = {f"{name}, severity": by_severity(model) for name, model in models.items()}
     for name, model in models.items():
-        curves |= {
-            f"{name}, {one.attack}": {0: model.clean.map} | {at: value.map for at, value in one.by_epsilon.items()}
-            for one in model.attacks
-            if one.attack != "noise"
-        }
+        curves |= {f"{name}, {one.attack}": by_epsilon(model, one) for one in model.attacks if one.attack != "noise"}
     rises = [
         f"{name}: from {low} to {high}, mAP50-95 rises by {100 * (curve[high] - curve[low]):.2f} points"
         for name, curve in curves.items()
@@ -93,7 +87,7 @@ def draw(models: Mapping[str, Robustness]) -> Figure:
     attacked, corrupted = figure.subplots(1, 2, sharey=True)
     for number, (name, model) in enumerate(models.items()):
         for one, style in zip(model.attacks, (":", "--", "-"), strict=True):
-            points = {0: model.clean.map} | {at: value.map for at, value in one.by_epsilon.items()}
+            points = by_epsilon(model, one)
             # One legend tells the attacks, the other the models.
             label = None if number else one.attack
             attacked.plot(list(points), [100 * y for y in points.values()], style, color=f"C{number}", label=label)

@@ -67,6 +67,10 @@ class Experiment(BaseModel):
         """The teacher cache."""
         return self.work / "cache"
 
+    def trained(self, arm: str, seed: int) -> Path:
+        """Return the folder of an arm's trained student, whose model of the last epoch is in ``last``."""
+        return self.work / "students" / f"{arm}-{seed}"
+
     def settings(self, seed: int, epochs: int | None = None) -> TrainSettings:
         """Return how a training of this project is told to run."""
         return train_settings(epochs=epochs or self.epochs, imgsz=self.imgsz, batch=16, seed=seed)
@@ -102,7 +106,7 @@ def main(
 
 def one(arm: str, seed: int, experiment: Experiment) -> None:
     """Train one arm with one seed and evaluate it on val and test."""
-    folder = experiment.work / "students" / f"{arm}-{seed}"
+    folder = experiment.trained(arm, seed)
     shutil.rmtree(folder, ignore_errors=True)
     begun = time.time()
     if arm in STOCK_ARMS:

@@ -60,11 +60,10 @@ def distill_train(  # noqa: ANN201
     from yolo_distill.components.distill_train.recipe import PLAIN, load_recipe
     from yolo_distill.components.distill_train.train import choose_teacher, distill
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
-    from yolo_distill.components.shared.curves import curves_page
-    from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.train_job.choice import training_launcher
-    from yolo_distill.components.shared.training import last_metrics, train_settings
+    from yolo_distill.components.shared.training import train_settings
+    from yolo_distill.components.shared.training_report import report_training
 
     source = initial.metadata.get("architecture", "") if initial else model
     parameters = {"model": source, "epochs": epochs, "imgsz": imgsz, "batch": batch, "seed": seed}
@@ -92,11 +91,6 @@ def distill_train(  # noqa: ANN201
             work_root=root,
             launcher=launcher,
         )
-        write_text(Path(curves.path), curves_page(f"Student {name}", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))
-        for record in result.history:
-            run.log_metrics(record, step=int(record["epoch"]))
-        run.log_model(Path(student.path))
-    student.metadata.update(result.card.model_dump(include={"name", "architecture", "parameters", "gflops"}))
-    for metric, value in last_metrics(result.card, result.history).items():
-        metrics.log_metric(metric, value)
+        title = f"Student {name}"
+        report_training(run, title, result.card, result.history, model=student, curves=curves, metrics=metrics)

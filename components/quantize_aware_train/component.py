@@ -56,11 +56,10 @@ def quantize_aware_train(  # noqa: ANN201
     from yolo_distill.components.distill_train.train import choose_teacher
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
     from yolo_distill.components.quantize_aware_train.train import quantize_aware_train, student_card
-    from yolo_distill.components.shared.curves import curves_page
-    from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.train_job.choice import training_launcher
-    from yolo_distill.components.shared.training import last_metrics, train_settings
+    from yolo_distill.components.shared.training import train_settings
+    from yolo_distill.components.shared.training_report import report_training
 
     distilling = recipe != PLAIN and (cache is not None or teacher is not None)
     parameters = {"model": model.metadata.get("name", ""), "epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
@@ -87,11 +86,6 @@ def quantize_aware_train(  # noqa: ANN201
             work_root=root,
             launcher=launcher,
         )
-        write_text(Path(curves.path), curves_page(f"Student {name}, simulated INT8", result.history))
         write_history(Path(history.path), TrainingHistory(model=result.card.digest, epochs=result.history))
-        for record in result.history:
-            run.log_metrics(record, step=int(record["epoch"]))
-        run.log_model(Path(student.path))
-    student.metadata.update(result.card.model_dump(include={"name", "architecture", "parameters", "gflops"}))
-    for metric, value in last_metrics(result.card, result.history).items():
-        metrics.log_metric(metric, value)
+        title = f"Student {name}, simulated INT8"
+        report_training(run, title, result.card, result.history, model=student, curves=curves, metrics=metrics)

@@ -35,7 +35,6 @@ from yolo_distill.components.shared.distributed import (
 )
 from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.files import write_text
-from yolo_distill.components.shared.model_card import ModelCard
 from yolo_distill.components.shared.precision import fast_autocast_dtype
 from yolo_distill.components.shared.progress import report_progress
 from yolo_distill.components.shared.views import (
@@ -475,14 +474,6 @@ def train_settings(*, imgsz: int, augmentation: str = "", **values: int | float 
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{name}={first['input']!r}", first["msg"], f"Give another {name}") from error
-
-
-def last_metrics(card: ModelCard, history: list[dict[str, float]]) -> dict[str, float]:
-    """Return what a training's KFP metrics show: the network's cost and its last validation."""
-    metrics = {"parameters": float(card.parameters), "gflops": card.gflops}
-    for record in history:
-        metrics |= {name.partition("/")[2]: v for name, v in record.items() if "mAP" in name}
-    return metrics
 
 
 def _to_float32(outputs: Any) -> Any:

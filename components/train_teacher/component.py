@@ -42,11 +42,10 @@ def train_teacher(  # noqa: ANN201
     from pathlib import Path
 
     from yolo_distill.components.prepare_data.dataset import DetectionDataset
-    from yolo_distill.components.shared.curves import curves_page
-    from yolo_distill.components.shared.files import write_text
     from yolo_distill.components.shared.task import task_run
     from yolo_distill.components.shared.train_job.choice import training_launcher
-    from yolo_distill.components.shared.training import last_metrics, train_settings
+    from yolo_distill.components.shared.training import train_settings
+    from yolo_distill.components.shared.training_report import report_training
     from yolo_distill.components.train_teacher.train import train_teacher
 
     parameters = {
@@ -72,10 +71,5 @@ def train_teacher(  # noqa: ANN201
             may_train=epochs != 0,
             launcher=training_launcher(processes, root),
         )
-        write_text(Path(curves.path), curves_page(f"Teacher {result.card.architecture}", result.history))
-        for record in result.history:
-            run.log_metrics(record, step=int(record["epoch"]))
-        run.log_model(Path(teacher.path))
-    teacher.metadata.update(result.card.model_dump(include={"name", "architecture", "parameters", "gflops"}))
-    for name, value in last_metrics(result.card, result.history).items():
-        metrics.log_metric(name, value)
+        title = f"Teacher {result.card.architecture}"
+        report_training(run, title, result.card, result.history, model=teacher, curves=curves, metrics=metrics)
