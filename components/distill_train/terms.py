@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, assert_never
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 from torch import nn
 from ultralytics.nn.modules.head import Detect

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel

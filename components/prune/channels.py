@@ -8,6 +8,8 @@ concatenations and shortcuts.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 import torch_pruning as tp
 from torch import nn

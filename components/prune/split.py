@@ -6,6 +6,8 @@ channels leave one by one. With one convolution for each half, either loses chan
 
 from copy import deepcopy
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 from torch import nn
 from ultralytics.nn.modules import C2f, Conv

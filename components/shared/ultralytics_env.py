@@ -1,13 +1,17 @@
 """Import this before ultralytics: it keeps the library to what it is asked for.
 
 Left alone, ultralytics writes a settings file into the user's home, installs missing packages by itself, asks the
-network whether it is there and logs to an MLflow run of its own beside ours.
+network whether it is there, logs to an MLflow run of its own beside ours and limits the process to one thread.
 """
 
 import os
 import tempfile
 from pathlib import Path
 
+from yolo_distill.components.shared.cores import usable_cores
+
+if not os.environ.get("OMP_NUM_THREADS"):
+    os.environ["OMP_NUM_THREADS"] = str(usable_cores())
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 # Checkpoints are pickles: ultralytics then rebuilds only network classes that it knows.

@@ -4,6 +4,8 @@ Zheng et al., "Distance-IoU Loss: Faster and Better Learning for Bounding Box Re
 teacher's box as the target; BCKD uses a plain IoU in its place.
 """
 
+import yolo_distill.components.shared.ultralytics_env  # noqa: F401
+
 import torch
 from ultralytics.utils.metrics import bbox_iou
 
