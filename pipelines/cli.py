@@ -109,7 +109,8 @@ def run_command(
     quantization: Annotated[
         str,
         typer.Option(
-            help="How INT8 is made: nncf, or accuracy-aware, which takes back what costs too much mAP.",
+            help="How INT8 is made: nncf; accuracy-aware, which takes back what costs too much mAP; or qat, which first"
+            " trains the student on with simulated INT8.",
             rich_help_panel=options.COMPRESSING,
         ),
     ] = _DEFAULTS.quantization,
@@ -120,6 +121,12 @@ def run_command(
             rich_help_panel=options.COMPRESSING,
         ),
     ] = _DEFAULTS.max_drop,
+    qat_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Passes over the images that --quantization qat trains on.", rich_help_panel=options.COMPRESSING
+        ),
+    ] = _DEFAULTS.qat_epochs,
     calibration_images: Annotated[
         int, typer.Option(help="Training images that set the INT8 ranges.", rich_help_panel=options.COMPRESSING)
     ] = _DEFAULTS.calibration_images,
@@ -189,6 +196,7 @@ def run_command(
         "keep_flops": keep_flops,
         "quantization": quantization,
         "max_drop": max_drop,
+        "qat_epochs": qat_epochs,
         "calibration_images": calibration_images,
         "mobile": mobile,
         "tensorrt": tensorrt,

@@ -88,9 +88,11 @@ class DistillationArguments(TrainingArguments):
             at every step.
         pruning: ``on`` to prune the distilled student and recover it by distillation, which then takes its place.
         keep_flops: Part of the floating point operations that pruning keeps.
-        quantization: How the INT8 model is made: ``nncf``, or ``accuracy-aware``, which keeps in floating point what
-            costs too much mAP.
+        quantization: How the INT8 model is made: ``nncf``; ``accuracy-aware``, which keeps in floating point what
+            costs too much mAP; or ``qat``, which first trains the student on with simulated INT8, from the teacher's
+            answers (quantisation-aware training).
         max_drop: Points of mAP50-95, 0..100, that accuracy-aware quantisation may lose on the validation split.
+        qat_epochs: Passes over the training images with simulated INT8.
         calibration_images: Training images that the INT8 model's ranges are taken from.
         mobile: ``ncnn`` for an export for phones besides.
         tensorrt: ``fp16`` or ``int8`` for a TensorRT engine besides; it is built on an NVIDIA GPU.
@@ -105,8 +107,9 @@ class DistillationArguments(TrainingArguments):
     teacher_answers: Literal["cache", "original", "online"] = "cache"
     pruning: Literal["off", "on"] = "off"
     keep_flops: float = Field(default=0.5, gt=0, lt=1)
-    quantization: Literal["nncf", "accuracy-aware"] = "nncf"
+    quantization: Literal["nncf", "accuracy-aware", "qat"] = "nncf"
     max_drop: float = Field(default=1.0, ge=0)
+    qat_epochs: int = Field(default=5, ge=1)
     calibration_images: int = Field(default=300, ge=1)
     mobile: Literal["off", "ncnn"] = "off"
     tensorrt: Literal["off", "fp16", "int8"] = "off"
@@ -156,13 +159,21 @@ def checked_arguments(values: Mapping[str, object]) -> DistillationArguments:
     arguments = checked_training(DistillationArguments, values)
     recipe = check_recipe(arguments.recipe)
     _require_answers(arguments.recipe, arguments.teacher_answers)
-    if arguments.pruning == "on" and arguments.teacher_answers != "cache":
-        raise InputError(
-            f"--pruning on --teacher-answers {arguments.teacher_answers}",
-            "a pruned student is recovered from the cache",
-            "Give --teacher-answers cache",
-        )
+    if arguments.teacher_answers != "cache":
+        _refuse_without_cache(arguments)
     return arguments.model_copy(update={"recipe": recipe})
+
+
+def _refuse_without_cache(arguments: DistillationArguments) -> None:
+    in_need = {
+        "--pruning on": (arguments.pruning == "on", "a pruned student is recovered from the cache"),
+        "--quantization qat": (arguments.quantization == "qat", "the student is trained on from the cache"),
+    }
+    for option, (given, problem) in in_need.items():
+        if given:
+            raise InputError(
+                f"{option} --teacher-answers {arguments.teacher_answers}", problem, "Give --teacher-answers cache"
+            )
 
 
 def checked_training(kind: type[Arguments], values: Mapping[str, object]) -> Arguments:

@@ -15,6 +15,7 @@ from yolo_distill.components.export_tensorrt.component import export_tensorrt
 from yolo_distill.components.prepare_data.component import prepare_data
 from yolo_distill.components.prune.component import prune
 from yolo_distill.components.quantize.component import quantize
+from yolo_distill.components.quantize_aware_train.component import quantize_aware_train
 from yolo_distill.components.register_model.component import register_model
 from yolo_distill.components.teacher_cache_logits.component import teacher_cache_logits
 from yolo_distill.components.teacher_cache_shards.component import teacher_cache_shards
@@ -44,7 +45,8 @@ RESULTS = {
     "distilled": (["distill-train-3", "distill-train-4", "distill-train-5", "distill-train-6"], "student"),
     "openvino": (["export-openvino"], "openvino"),
     "onnx": (["export-openvino"], "onnx"),
-    "int8": (["quantize"], "quantized"),
+    "quantize-aware": (["quantize-aware-train"], "student"),
+    "int8": (["quantize", "quantize-2"], "quantized"),
     "ncnn": (["export-mobile"], "ncnn"),
     "tensorrt": (["export-tensorrt"], "engine"),
     "robustness.md": (["compare-robustness"], "table"),
@@ -79,6 +81,7 @@ def distillation(
     keep_flops: float = _DEFAULTS.keep_flops,
     quantization: str = _DEFAULTS.quantization,
     max_drop: float = _DEFAULTS.max_drop,
+    qat_epochs: int = _DEFAULTS.qat_epochs,
     calibration_images: int = _DEFAULTS.calibration_images,
     mobile: str = _DEFAULTS.mobile,
     tensorrt: str = _DEFAULTS.tensorrt,
@@ -173,18 +176,33 @@ def distillation(
 
     exported = export_openvino(dataset=dataset, model=distilled).set_display_name("Export to OpenVINO")
     openvino = exported.outputs["openvino"]
-    quantized = (
-        quantize(
+    calibration = {"dataset": dataset, "calibration_images": calibration_images, "seed": seed}
+    with dsl.If(quantization == "qat"):
+        # By now these answers are in the cache of tasks.
+        retrained = quantize_aware_train(
             dataset=dataset,
-            model=openvino,
-            calibration_images=calibration_images,
+            model=distilled,
+            cache=answers_to_views(purpose=", to quantise by"),
+            teacher=teacher,
+            recipe=recipe,
+            epochs=qat_epochs,
+            batch=batch,
             seed=seed,
-            method=quantization,
-            max_drop=max_drop,
+            augmentation=augmentation,
+            work_root=work_root,
+        ).set_display_name("Train on with simulated INT8")
+        reexported = export_openvino(dataset=dataset, model=retrained.outputs["student"]).set_display_name(
+            "Export what was trained on"
         )
-        .set_display_name("Quantise to INT8")
-        .outputs["quantized"]
-    )
+        aware = quantize(model=reexported.outputs["openvino"], **calibration).set_display_name(
+            "Quantise what was trained on"
+        )
+    with dsl.Else():
+        rounded = quantize(model=openvino, method=quantization, max_drop=max_drop, **calibration).set_display_name(
+            "Quantise to INT8"
+        )
+    quantized = dsl.OneOf(*(task.outputs["quantized"] for task in (aware, rounded)))
+
     with dsl.If(mobile == "ncnn"):
         export_mobile(dataset=dataset, model=distilled).set_display_name("Export to NCNN")
     with dsl.If(tensorrt != "off"):
@@ -215,7 +233,7 @@ def distillation(
     compare(**evaluations, benchmark=measured).set_display_name("Compare")
     with dsl.If(robustness == "on"):
         attacked = {"teacher": teacher, "plain": plain, "distilled": distilled, "quantized": quantized}
-        # No gradient flows through an INT8 model: attacks on the student that it was made of are tried on it.
+        # No gradient flows through an INT8 model: attacks on the distilled student are tried on it.
         gradients = {"quantized": {"source": distilled}}
         measurements = {
             name: evaluate_robustness(

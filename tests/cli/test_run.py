@@ -159,10 +159,12 @@ def test_the_teacher_can_be_asked_about_the_original_images(folder: Path, first:
     assert "Ask the teacher about every view" not in text
 
 
-def test_a_pruned_student_its_exports_and_its_robustness_are_made_from_what_is_there(folder: Path, first: str) -> None:
+def test_what_is_asked_for_besides_is_made_from_what_is_there(folder: Path, first: str) -> None:
     done = _run(
         folder,
         "--pruning=on",
+        "--quantization=qat",
+        "--qat-epochs=1",
         "--mobile=ncnn",
         "--robustness=on",
         "--robustness-images=1",
@@ -170,15 +172,22 @@ def test_a_pruned_student_its_exports_and_its_robustness_are_made_from_what_is_t
     )
     assert done.returncode == 0, done.stderr
     states = dict(re.findall(r"\] (.*): (done|cached)", done.stdout))
-    for same in ("Cache the teacher's answers, to prune by", "Train the student that will be pruned"):
+    for same in (
+        "Cache the teacher's answers, to prune by",
+        "Train the student that will be pruned",
+        "Cache the teacher's answers, to quantise by",
+    ):
         assert states[same] == "cached"
     latest = folder / "runs" / "latest"
     kept = read_comparison(latest / "comparison").model_of("distilled").gflops / read_card(latest / "unpruned").gflops
     assert kept == pytest.approx(0.5, abs=0.05)
     assert read_card(latest / "ncnn").lineage["parent"] == read_card(latest / "distilled").digest
+    aware = read_card(latest / "quantize-aware")
+    assert aware.lineage["parent"] == read_card(latest / "distilled").digest
+    assert read_card(latest / "int8").name == f"{aware.name}-int8"
     table = (latest / "robustness.md").read_text()
     assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == ["Model", "teacher", "plain", "distilled", "INT8"]
-    for name in ("ncnn", "robustness.html"):
+    for name in ("quantize-aware", "ncnn", "robustness.html"):
         assert f"runs/{latest.readlink()}/{name}" in done.stdout
 
 

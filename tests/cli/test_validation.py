@@ -56,7 +56,11 @@ def folder(tmp_path: Path) -> Path:
             ["--pruning", "on", "--teacher-answers", "online"],
             "--pruning on --teacher-answers online: a pruned student is recovered from the cache. Give",
         ),
-        (["--quantization", "dynamic"], "--quantization dynamic: it should be 'nncf' or 'accuracy-aware'"),
+        (["--quantization", "dynamic"], "--quantization dynamic: it should be 'nncf', 'accuracy-aware' or 'qat'"),
+        (
+            ["--quantization", "qat", "--teacher-answers", "online"],
+            "--quantization qat --teacher-answers online: the student is trained on from the cache. Give",
+        ),
         (["--tensorrt", "int8"], "TensorRT: "),
         (["--tensorrt", "int8", "--runner", "docker"], "--tensorrt --runner docker: the containers of KFP's runner"),
         (["--robustness-images", "0"], "--robustness-images 0: it should be greater than or equal to 1"),

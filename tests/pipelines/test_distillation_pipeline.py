@@ -128,6 +128,34 @@ def test_a_pruned_student_is_recovered_and_takes_the_place_of_the_distilled_one(
     assert recovery["cache"]["taskOutputArtifact"]["producerTask"] == "teacher-cache-logits"
 
 
+def test_a_student_that_was_trained_on_with_simulated_int8_is_the_one_that_is_quantised(
+    compiled: Path, specification: dict[str, Any]
+) -> None:
+    aware, plainly = _run_with(compiled, quantization="qat"), _run_with(compiled)
+    assert set(aware) - set(plainly) == {
+        "teacher-cache-shards-3-iteration-0",
+        "teacher-cache-logits-4",
+        "quantize-aware-train",
+        "export-openvino-2",
+        "quantize",
+    }
+    assert set(plainly) - set(aware) == {"quantize-2"}
+    assert [[name for name in RESULTS["int8"][0] if name in run] for run in (aware, plainly)] == [
+        ["quantize"],
+        ["quantize-2"],
+    ]
+    tasks = _tasks(specification)
+    made_from = {
+        task: tasks[task]["inputs"]["artifacts"][name]["taskOutputArtifact"]["producerTask"]
+        for task, name in {"quantize-aware-train": "cache", "export-openvino-2": "model", "quantize": "model"}.items()
+    }
+    assert made_from == {
+        "quantize-aware-train": "teacher-cache-logits-4",
+        "export-openvino-2": "quantize-aware-train",
+        "quantize": "export-openvino-2",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "added"),
     [
