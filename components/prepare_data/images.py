@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from yolo_distill.components.prepare_data.findings import Kind
 from yolo_distill.components.shared.errors import InputError
@@ -167,6 +167,8 @@ def decode_image(data: bytes) -> tuple[Image.Image, tuple[tuple[Kind, str], ...]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"more than {(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels"
         raise ImageError(Kind.OVERSIZED_IMAGE, f"has {limit}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(Kind.UNREADABLE_IMAGE, "cannot be decoded: its beginning is of no known format") from error
     # Decoders raise whatever comes up on broken bytes: OSError, SyntaxError, ValueError, struct.error, …
     except Exception as error:
         raise ImageError(Kind.UNREADABLE_IMAGE, f"cannot be decoded: {error}") from error

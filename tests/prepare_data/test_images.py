@@ -142,8 +142,8 @@ def bomb(path: Path) -> None:
     ("spoil", "words"),
     [
         (truncated, "cannot be decoded: image file is truncated"),
-        (emptied, "cannot be decoded"),
-        (replaced, "cannot be decoded"),
+        (emptied, "cannot be decoded: its beginning is of no known format"),
+        (replaced, "cannot be decoded: its beginning is of no known format"),
         (spoilt_png, "cannot be decoded"),
         (bomb, "has more than 89 million pixels"),
     ],
