@@ -387,7 +387,8 @@ def predict_command(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A model folder of a run, or a YOLOv8 detection model from elsewhere: an .onnx, .xml or .pt file.",
+            help="A model folder of a run, or a YOLOv8 detection model from elsewhere: an .onnx, .xml, .param, .engine"
+            " or .pt file.",
             show_default=False,
         ),
     ],
@@ -413,7 +414,7 @@ def predict_command(
 ) -> None:
     """Find objects in images, a video or a camera's pictures, and draw them.
 
-    Needs neither PyTorch nor a GPU for ONNX and OpenVINO models.
+    Needs neither PyTorch nor a GPU for ONNX, OpenVINO and NCNN models.
     """
     with failures_in_a_line("what was made until then is complete"):
         # OpenCV takes a moment to import, and --help need not wait for it.
