@@ -109,7 +109,9 @@ def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
         for variable in container.get("env", [])
         if variable["name"] == SETTINGS_VARIABLE
     }
-    trainings = {name for name in all_tasks(spec) if name.startswith(("train-teacher", "distill-train"))}
+    trainings = {
+        name for name in all_tasks(spec) if name.startswith(("train-teacher", "distill-train", "quantize-aware"))
+    }
     assert told.keys() == trainings
     nodes = told["distill-train-4"]
     assert (nodes.nodes, nodes.processes, nodes.runtime, nodes.image) == (4, 1, "our-torch", cluster.images["train"])
