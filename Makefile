@@ -45,8 +45,9 @@ compile: setup  ## Write the pipelines as KFP IR YAML into build/
 	@for name in distillation ablation; do \
 		$(BIN)/yolo-distill compile --pipeline $$name --output build/yolov8-$$name.yaml; done
 
-docs: setup  ## Write every component's inputs and outputs into its README
+docs: setup  ## Write inputs and outputs into components' READMEs, and figures into that of the benchmarks
 	$(BIN)/python scripts/generate_readmes.py
+	$(BIN)/python benchmarks/summary.py
 
 golden: setup  ## Accept the pipelines as they are compiled now
 	@for name in distillation ablation; do \
