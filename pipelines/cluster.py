@@ -37,6 +37,8 @@ _FLAVOURS: dict[str, Flavour] = {
 }
 _REQUIRED: tuple[Flavour, ...] = ("cpu", "train")
 _PINNED = re.compile(r"[a-z0-9][\w.\-/:]*@sha256:[0-9a-f]{64}")
+# KFP numbers the tasks of a component from the second one on.
+_NUMBER = re.compile(r"-\d+$")
 _TAGGED = re.compile(r"(?:[\w.\-]+(?::\d+)?/)?[\w.\-/]+:(?P<tag>[\w.\-]+)")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
@@ -202,7 +204,8 @@ class ClusterSettings(_Part):
         train_job: How teachers and students are trained on several nodes; in the task's own pod by default.
         defaults: Settings of all tasks.
         flavours: Settings of the tasks of a flavour; what they set takes the place of the defaults'.
-        tasks: Settings of single tasks by their names; these come before the others.
+        tasks: Settings of all tasks of a step by its name, or of one of them by its numbered name, such as
+            ``distill-train-4``; these come before the others, and a number before a name.
     """
 
     images: dict[Flavour, str]
@@ -283,7 +286,11 @@ class ClusterSettings(_Part):
             task: Its name.
         """
         settings = self.flavours.get(flavour, TaskSettings()).over(self.defaults)
-        return self.tasks[task].over(settings) if task in self.tasks else settings
+        step = _NUMBER.sub("", task)
+        for name in dict.fromkeys((step, task)):
+            if name in self.tasks:
+                settings = self.tasks[name].over(settings)
+        return settings
 
 
 def load_cluster(file: Path) -> ClusterSettings:

@@ -14,7 +14,7 @@ from yolo_distill.components.shared.errors import InputError
 from yolo_distill.components.shared.image import TENSORRT_IMAGE as NAMED_TENSORRT_IMAGE
 from yolo_distill.components.shared.image import TRAIN_IMAGE as NAMED_TRAIN_IMAGE
 from yolo_distill.components.shared.train_job.settings import SETTINGS_VARIABLE, TrainJobSettings
-from yolo_distill.pipelines.cluster import ClusterSettings, TrainJob, apply_cluster, load_cluster
+from yolo_distill.pipelines.cluster import ClusterSettings, TaskSettings, TrainJob, apply_cluster, load_cluster
 from yolo_distill.pipelines.distillation.run import compile_pipeline
 
 EXAMPLE = Path(__file__).parent.parent.parent / "manifests" / "cluster.example.yaml"
@@ -96,6 +96,18 @@ def test_a_task_gets_what_is_said_of_all_of_its_flavour_and_of_itself(tmp_path: 
     assert "retryPolicy" not in tasks["compare"]
     # Protobuf writes what is false as nothing.
     assert [name for name, task in tasks.items() if not task["cachingOptions"]] == ["benchmark"]
+
+
+def test_a_steps_name_stands_for_all_of_its_tasks(tmp_path: Path) -> None:
+    said = {"distill-train": TaskSettings(cpu="3", memory="20Gi"), "distill-train-4": TaskSettings(cpu="5")}
+    spec, _ = compiled(tmp_path, load_cluster(EXAMPLE).model_copy(update={"tasks": said}))
+    wanted = {
+        name.removeprefix("exec-"): (resources["resourceCpuRequest"], resources["resourceMemoryRequest"])
+        for name, body in spec["deploymentSpec"]["executors"].items()
+        if "distill-train" in name and (resources := body["container"]["resources"])
+    }
+    steps = [f"distill-train{number}" for number in ("", "-2", "-3", "-4", "-5", "-6")]
+    assert wanted == {name: ("5" if name == "distill-train-4" else "3", "20Gi") for name in steps}
 
 
 def test_trainings_wait_for_their_nodes_in_a_light_pod(tmp_path: Path) -> None:
