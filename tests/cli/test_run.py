@@ -187,7 +187,7 @@ def test_what_is_asked_for_besides_is_made_from_what_is_there(folder: Path, firs
     assert read_card(latest / "int8").name == f"{aware.name}-int8"
     table = (latest / "robustness.md").read_text()
     assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == ["Model", "teacher", "plain", "distilled", "INT8"]
-    for name in ("quantize-aware", "ncnn", "robustness.html"):
+    for name in ("ncnn", "robustness.html"):
         assert f"runs/{latest.readlink()}/{name}" in done.stdout
 
 
