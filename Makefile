@@ -47,7 +47,6 @@ compile: setup  ## Write the pipelines as KFP IR YAML into build/
 
 docs: setup  ## Write inputs and outputs into components' READMEs, and figures into that of the benchmarks
 	$(BIN)/python scripts/generate_readmes.py
-	$(BIN)/python benchmarks/summary.py
 
 golden: setup  ## Accept the pipelines as they are compiled now
 	@for name in distillation ablation; do \

@@ -34,6 +34,7 @@ import yolo_distill.components.shared.detector.openvino_env  # noqa: F401
 # isort: split
 import openvino
 import typer
+from converted import exported, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -41,9 +42,7 @@ from yolo_distill.components.benchmark.benchmark import ModelProcess
 from yolo_distill.components.benchmark.machine import describe_machine
 from yolo_distill.components.evaluate_map.evaluate import evaluate
 from yolo_distill.components.evaluate_map.evaluation import read_evaluation
-from yolo_distill.components.export_openvino.export import export
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
-from yolo_distill.components.quantize.quantize import quantize
 from yolo_distill.components.shared.cores import usable_cores
 from yolo_distill.components.shared.detector.instructions import VARIABLE, WITHOUT_AMX, suited_instructions
 from yolo_distill.components.shared.files import write_text
@@ -137,12 +136,8 @@ def main(
 
 def converted(data: DetectionDataset, model: Path, folder: Path) -> dict[str, Path]:
     """Return a model's artifacts by format, made with the project's own settings unless they are there."""
-    artifacts = {"pytorch": model, "openvino": folder / "openvino", "int8": folder / "int8"}
-    if not artifacts["openvino"].is_dir():
-        export(data, model, folder / "onnx", artifacts["openvino"])
-    if not artifacts["int8"].is_dir():
-        quantize(data, artifacts["openvino"], artifacts["int8"])
-    return artifacts
+    exported(data, model, folder)
+    return {"pytorch": model, "openvino": folder / "openvino", "int8": quantized(data, folder)}
 
 
 def accuracies(data: DetectionDataset, artifacts: Mapping[str, Path], folder: Path) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ import yolo_distill.components.shared.ultralytics_env  # noqa: F401
 
 import typer
 import yaml
-from accuracy.run import Experiment, measured, train_ours
+from accuracy.run import Data, Experiment, ImageSize, Pretrained, Seeds, Student, Work, measured, train_ours
 from accuracy.run import main as train_students
 from converted import exported, quantized
 from rich.console import Console
@@ -48,16 +48,16 @@ BAR_POINTS = 1.5
 
 
 def main(
-    data: Annotated[str, typer.Option(help="The data set, such as BCCD's folder.")],
-    pretrained: Annotated[Path, typer.Option(help="Checkpoint that the teacher is fine-tuned from.")],
-    work: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/accuracy"),
+    data: Data,
+    pretrained: Pretrained,
+    work: Work = Path("runs/accuracy"),
     recipe: Annotated[str, typer.Option(help="How the student is distilled and recovered.")] = "default",
     keep_flops: Annotated[float, typer.Option(help="Part of the floating point operations to keep.")] = 0.5,
     importance: Annotated[str, typer.Option(help="How channels are valued.")] = "group_taylor",
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    student: Annotated[str, typer.Option(help="Model YAML or checkpoint.")] = "yolov8p.yaml",
+    seeds: Seeds = "0,1,2",
+    student: Student = "yolov8p.yaml",
     epochs: Annotated[int, typer.Option(help="Length of each training and of each recovery.")] = 50,
-    imgsz: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 320,
+    imgsz: ImageSize = 320,
     seconds: Annotated[float, typer.Option(help="Measuring time of each model's speed.")] = 30.0,
     output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path(__file__).parent / "results/prune.json",
 ) -> None:

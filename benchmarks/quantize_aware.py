@@ -26,7 +26,7 @@ import yolo_distill.components.shared.detector.openvino_env  # noqa: F401
 import nncf
 import openvino
 import typer
-from accuracy.run import Experiment, measured
+from accuracy.run import Data, Experiment, ImageSize, Pretrained, Seeds, Student, Work, measured
 from accuracy.run import main as train_students
 from converted import exported, quantized
 from rich.console import Console
@@ -54,14 +54,14 @@ FEW_IMAGES = 8
 
 
 def main(
-    data: Annotated[str, typer.Option(help="The data set, such as BCCD's folder.")],
-    pretrained: Annotated[Path, typer.Option(help="Checkpoint that the teacher is fine-tuned from.")],
-    work: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/accuracy"),
+    data: Data,
+    pretrained: Pretrained,
+    work: Work = Path("runs/accuracy"),
     recipe: Annotated[str, typer.Option(help="How the student is distilled and trained on.")] = "default",
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    student: Annotated[str, typer.Option(help="Model YAML or checkpoint.")] = "yolov8p.yaml",
+    seeds: Seeds = "0,1,2",
+    student: Student = "yolov8p.yaml",
     student_epochs: Annotated[int, typer.Option(help="Length of the student's own training.")] = 50,
-    imgsz: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 320,
+    imgsz: ImageSize = 320,
     epochs: Annotated[int, typer.Option(help="How long the student is trained on.")] = 5,
     lr: Annotated[float, typer.Option(help="Learning rate of that.")] = 0.0005,
     output: Annotated[Path, typer.Option(help="Where the figures go.")] = (

@@ -22,6 +22,7 @@ from yolo_distill.components.shared.train_job.settings import (
     SecretValue,
     TrainJobSettings,
 )
+from yolo_distill.pipelines.graph import step_name
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -37,8 +38,6 @@ _FLAVOURS: dict[str, Flavour] = {
 }
 _REQUIRED: tuple[Flavour, ...] = ("cpu", "train")
 _PINNED = re.compile(r"[a-z0-9][\w.\-/:]*@sha256:[0-9a-f]{64}")
-# KFP numbers the tasks of a component from the second one on.
-_NUMBER = re.compile(r"-\d+$")
 _TAGGED = re.compile(r"(?:[\w.\-]+(?::\d+)?/)?[\w.\-/]+:(?P<tag>[\w.\-]+)")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|API_KEY|CREDENTIAL", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"://[^/@\s]*:[^/@\s]+@")
@@ -286,8 +285,7 @@ class ClusterSettings(_Part):
             task: Its name.
         """
         settings = self.flavours.get(flavour, TaskSettings()).over(self.defaults)
-        step = _NUMBER.sub("", task)
-        for name in dict.fromkeys((step, task)):
+        for name in dict.fromkeys((step_name(task), task)):
             if name in self.tasks:
                 settings = self.tasks[name].over(settings)
         return settings

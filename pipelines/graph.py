@@ -55,6 +55,11 @@ def iteration_name(task: str, iterations: list[int]) -> str:
     return task + "".join(f"-iteration-{number}" for number in iterations)
 
 
+def step_name(task: str) -> str:
+    """Return a task's name without the number that KFP gives a component's tasks from the second one on."""
+    return re.sub(r"-\d+$", "", task)
+
+
 class _Graph:
     def __init__(self, components: Mapping[str, Any]) -> None:
         self._components = components

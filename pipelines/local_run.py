@@ -29,7 +29,7 @@ from yolo_distill.components.shared.lineage import PIPELINE_RUN_ID_VARIABLE, PIP
 from yolo_distill.components.shared.progress import PROGRESS_FILE_VARIABLE
 from yolo_distill.pipelines.containers import docker_runner, own_containers
 from yolo_distill.pipelines.events import TaskEvent, TaskState, event_file, write_event
-from yolo_distill.pipelines.graph import iteration_name, planned_tasks
+from yolo_distill.pipelines.graph import iteration_name, planned_tasks, step_name
 from yolo_distill.pipelines.launch import INPUT_ERROR_STATUS
 from yolo_distill.pipelines.plan import RunPlan
 from yolo_distill.pipelines.tracking import pipeline_run
@@ -115,7 +115,7 @@ def cache_by_content() -> Iterator[None]:
     compute_key = LocalCache.compute_key
 
     def by_content(cache: LocalCache, *, component_name: str, **rest: Any) -> str:
-        key: str = compute_key(cache, component_name=re.sub(r"-\d+$", "", component_name), **rest)
+        key: str = compute_key(cache, component_name=step_name(component_name), **rest)
         return key
 
     LocalCache.compute_key = by_content

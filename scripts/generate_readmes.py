@@ -1,7 +1,7 @@
-"""Writes the inputs and outputs of every component into its README, from the component itself.
+"""Writes a component's inputs and outputs into its README, and what was measured into that of the benchmarks.
 
-What stands between ``<!-- generated:start -->`` and ``<!-- generated:end -->`` in ``components/<step>/README.md`` is
-replaced. With ``--check`` nothing is written, and a README that would change is an error.
+What stands between ``<!-- generated:start -->`` and ``<!-- generated:end -->`` in ``components/<step>/README.md`` and
+``benchmarks/README.md`` is replaced. With ``--check`` nothing is written, and a README that would change is an error.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 import docstring_parser
 from kfp.dsl.base_component import BaseComponent
 from kfp.dsl.structures import InputSpec
+from promises import promises_table
 
 START, END = "<!-- generated:start -->", "<!-- generated:end -->"
 
@@ -36,12 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def readmes(root: Path) -> list[Path]:
-    """Return the README of every component below a checkout, whether or not it exists."""
-    return [component.with_name("README.md") for component in sorted(root.glob("components/*/component.py"))]
+    """Return the README of every component and of the benchmarks below a checkout, whether or not it exists."""
+    components = sorted(root.glob("components/*/component.py"))
+    return [*(component.with_name("README.md") for component in components), root / "benchmarks" / "README.md"]
 
 
 def fresh_text(readme: Path) -> str:
-    """Return what a component's README should say.
+    """Return what a README should say.
 
     Raises:
         SystemExit: The README is missing or has no place for what is generated.
@@ -50,7 +52,12 @@ def fresh_text(readme: Path) -> str:
     if START not in text or END not in text:
         sys.exit(f"{readme} needs the lines {START} and {END}")
     before, after = text.partition(START)[0], text.partition(END)[2]
-    return f"{before}{START}\n{_inputs_and_outputs(_component(readme.parent.name))}{END}{after}"
+    folder = readme.parent
+    if folder.name == "benchmarks":
+        generated = f"\n{promises_table(folder / 'results')}\n"
+    else:
+        generated = _inputs_and_outputs(_component(folder.name))
+    return f"{before}{START}\n{generated}{END}{after}"
 
 
 def _component(step: str) -> BaseComponent:

@@ -34,6 +34,14 @@ from yolo_distill.components.train_teacher.train import train_teacher
 STOCK_ARMS = ("ultralytics", "ultralytics-same")
 OPEN_VIEWS, CLOSED_VIEWS = 40, 10
 
+# Options of this script and of those that go on with its students.
+Data = Annotated[str, typer.Option(help="The data set, such as BCCD's folder.")]
+Pretrained = Annotated[Path, typer.Option(help="Checkpoint that the teacher is fine-tuned from.")]
+Work = Annotated[Path, typer.Option(help="Folder of everything that is made.")]
+Seeds = Annotated[str, typer.Option(help="Comma-separated.")]
+Student = Annotated[str, typer.Option(help="Model YAML or checkpoint.")]
+ImageSize = Annotated[int, typer.Option(help="Side of the square input in pixels.")]
+
 
 class Experiment(BaseModel):
     """What all arms have in common.
@@ -77,16 +85,16 @@ class Experiment(BaseModel):
 
 
 def main(
-    data: Annotated[str, typer.Option(help="The data set, such as BCCD's folder.")],
-    pretrained: Annotated[Path, typer.Option(help="Checkpoint that the teacher is fine-tuned from.")],
-    work: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/accuracy"),
+    data: Data,
+    pretrained: Pretrained,
+    work: Work = Path("runs/accuracy"),
     arms: Annotated[str, typer.Option(help="plain, ultralytics, ultralytics-same, and recipes.")] = (
         "plain,ultralytics,default"
     ),
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    student: Annotated[str, typer.Option(help="Model YAML or checkpoint.")] = "yolov8p.yaml",
+    seeds: Seeds = "0,1,2",
+    student: Student = "yolov8p.yaml",
     epochs: Annotated[int, typer.Option(help="Length of each student's training.")] = 50,
-    imgsz: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 320,
+    imgsz: ImageSize = 320,
 ) -> None:
     """Train and evaluate every arm with every seed."""
     experiment = Experiment(work=work, student=student, epochs=epochs, imgsz=imgsz)
@@ -99,7 +107,7 @@ def main(
     for seed in map(int, seeds.split(",")):
         for arm in arms.split(","):
             # A process of its own for each, so that nothing of one training is left in the next.
-            if not (work / "students" / f"{arm}-{seed}" / "run.json").is_file():
+            if not (experiment.trained(arm, seed) / "run.json").is_file():
                 command = [sys.executable, __file__, "one", arm, str(seed), experiment.model_dump_json()]
                 subprocess.run(command, check=True)
 

@@ -1,6 +1,5 @@
 """Trains a student on with simulated INT8, so that its weights bear the quantisation that follows."""
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +19,7 @@ from yolo_distill.components.distill_train.train import (
     distill,
 )
 from yolo_distill.components.prepare_data.dataset import DetectionDataset
+from yolo_distill.components.quantize.calibration import draw_calibration
 from yolo_distill.components.quantize_aware_train.fake_quantization import (
     BATCH_NORMS,
     measured_ranges,
@@ -62,8 +62,7 @@ class QuantizationAwareTrainer(ViewTrainer):
 
     def _calibration(self) -> Iterator[torch.Tensor]:
         """Yield the images that ranges are measured on, [B, 3, H, W] in 0..1."""
-        records = self.dataset.split("train")
-        drawn = random.Random(self.settings.seed).sample(records, min(_CALIBRATION_IMAGES, len(records)))
+        drawn = draw_calibration(self.dataset, _CALIBRATION_IMAGES, self.settings.seed)
         paths = [self.dataset.image_path(record) for record in drawn]
         for batch in read_batches(paths, _CALIBRATION_BATCH):
             yield torch.from_numpy(preprocess(batch, self.settings.imgsz)[0]).to(self.device)

@@ -104,30 +104,19 @@ def distillation(
     ).set_display_name("Prepare the data")
     dataset = data.outputs["dataset"]
 
-    teacher = (
-        train_teacher(
-            dataset=dataset,
-            model=teacher_model,
-            epochs=teacher_epochs,
-            imgsz=imgsz,
-            batch=batch,
-            seed=seed,
-            augmentation=augmentation,
-            work_root=work_root,
-        )
-        .set_display_name("Train the teacher")
-        .outputs["teacher"]
-    )
-    training = {
+    any_training = {
         "dataset": dataset,
-        "model": student_model,
-        "epochs": epochs,
-        "imgsz": imgsz,
         "batch": batch,
         "seed": seed,
         "augmentation": augmentation,
         "work_root": work_root,
     }
+    teacher = (
+        train_teacher(model=teacher_model, epochs=teacher_epochs, imgsz=imgsz, **any_training)
+        .set_display_name("Train the teacher")
+        .outputs["teacher"]
+    )
+    training = {"model": student_model, "epochs": epochs, "imgsz": imgsz, **any_training}
     plain = distill_train(name="plain", **training).set_display_name("Train the student plainly").outputs["student"]
 
     distillation_training = {"name": "distilled", "recipe": recipe, "teacher": teacher, **training}
@@ -180,16 +169,12 @@ def distillation(
     with dsl.If(quantization == "qat"):
         # By now these answers are in the cache of tasks.
         retrained = quantize_aware_train(
-            dataset=dataset,
             model=distilled,
             cache=answers_to_views(purpose=", to quantise by"),
             teacher=teacher,
             recipe=recipe,
             epochs=qat_epochs,
-            batch=batch,
-            seed=seed,
-            augmentation=augmentation,
-            work_root=work_root,
+            **any_training,
         ).set_display_name("Train on with simulated INT8")
         reexported = export_openvino(dataset=dataset, model=retrained.outputs["student"]).set_display_name(
             "Export what was trained on"
@@ -206,13 +191,9 @@ def distillation(
     with dsl.If(mobile == "ncnn"):
         export_mobile(dataset=dataset, model=distilled).set_display_name("Export to NCNN")
     with dsl.If(tensorrt != "off"):
-        export_tensorrt(
-            dataset=dataset,
-            model=exported.outputs["onnx"],
-            precision=tensorrt,
-            calibration_images=calibration_images,
-            seed=seed,
-        ).set_display_name("Build a TensorRT engine")
+        export_tensorrt(model=exported.outputs["onnx"], precision=tensorrt, **calibration).set_display_name(
+            "Build a TensorRT engine"
+        )
 
     models = {
         "teacher": teacher,

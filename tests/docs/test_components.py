@@ -1,9 +1,8 @@
 """What every component must have beside its code."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import generate_readmes as generator
 import pytest
 import yaml
 
@@ -13,17 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 STEPS = sorted(component.parent for component in ROOT.glob("components/*/component.py"))
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_readmes", ROOT / "scripts" / "generate_readmes.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_the_readme_is_fresh(step: Path, generator: ModuleType) -> None:
+def test_the_readme_is_fresh(step: Path) -> None:
     readme = step / "README.md"
     assert readme.read_text() == generator.fresh_text(readme), "run python scripts/generate_readmes.py"
 
@@ -41,7 +31,7 @@ def test_the_metadata_is_complete(step: Path) -> None:
 
 
 def test_what_changes_in_a_component_shows_in_its_readme(
-    generator: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = tmp_path / "components" / "benchmark" / "README.md"
     stale = "# benchmark\n\nBy hand.\n\n<!-- generated:start -->\nold\n<!-- generated:end -->\n\n## After\n"
@@ -60,7 +50,7 @@ def test_what_changes_in_a_component_shows_in_its_readme(
     assert generator.main(["--check"]) == 0
 
 
-def test_a_readme_without_a_place_for_it_is_an_error(generator: ModuleType, tmp_path: Path) -> None:
+def test_a_readme_without_a_place_for_it_is_an_error(tmp_path: Path) -> None:
     write_text(tmp_path / "README.md", "# by hand\n")
     with pytest.raises(SystemExit, match="needs the lines"):
         generator.fresh_text(tmp_path / "README.md")

@@ -1,10 +1,4 @@
-"""Writes what was promised beside what was measured into this folder's README, from the files under ``results/``.
-
-What stands between ``<!-- generated:start -->`` and ``<!-- generated:end -->`` there is replaced. ``make
-docs`` does it.
-
-    python benchmarks/summary.py
-"""
+"""What was promised beside what was measured, from the files of a folder of results."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- generated:start -->", "<!-- generated:end -->"
-FOLDER = Path(__file__).parent
 # What the speed of a model is called by, where the file names its checkpoint.
 MODELS = {"yolov8n-coco.pt": "YOLOv8n", "yolov8p.yaml": "yolov8p"}
 
@@ -50,10 +42,11 @@ class Row:
         return f"| {self.what} | {bar} | {measured} | {'yes' if self.kept else '**no**'} |\n"
 
 
-def rows(results: Path) -> Iterator[Row]:
-    """Yield all promises, with the figures of a folder of results."""
-    for file, read in READERS.items():
-        yield from read(json.loads((results / file).read_text(encoding="utf-8")))
+def promises_table(results: Path) -> str:
+    """Return all promises as a table, with the figures of a folder of results."""
+    found = {file: json.loads((results / file).read_text(encoding="utf-8")) for file in READERS}
+    lines = [row.line() for file, read in READERS.items() for row in read(found[file])]
+    return "| | Promised | Measured | Kept |\n| --- | --- | --- | --- |\n" + "".join(lines)
 
 
 def accuracy(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -133,17 +126,3 @@ READERS = {
     "prune.json": prune,
     "s3.json": s3,
 }
-
-
-def fresh_text(readme: Path, results: Path) -> str:
-    """Return what the README should say."""
-    text = readme.read_text(encoding="utf-8")
-    table = "| | Promised | Measured | Kept |\n| --- | --- | --- | --- |\n" + "".join(
-        row.line() for row in rows(results)
-    )
-    return f"{text.partition(START)[0]}{START}\n\n{table}\n{END}{text.partition(END)[2]}"
-
-
-if __name__ == "__main__":
-    README = FOLDER / "README.md"
-    README.write_text(fresh_text(README, FOLDER / "results"), encoding="utf-8")
